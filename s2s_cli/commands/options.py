@@ -1,0 +1,34 @@
+"""Options that more than one command takes, so that they read the same everywhere."""
+
+from typing import Annotated, Literal
+
+import typer
+
+RecipeOption = Annotated[
+    str,
+    typer.Option(
+        "--recipe", "-r", metavar="R", help="A recipe file, or the name of a packaged recipe."
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable."),
+]
+InputOption = Annotated[
+    str, typer.Option("--input", "-i", metavar="FILE", help="Read from FILE; - is stdin.")
+]
+OutputOption = Annotated[
+    str, typer.Option("--output", "-o", metavar="FILE", help="Write to FILE; - is stdout.")
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")
+]
+ThreadsOption = Annotated[
+    int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves the choice to torch.")
+]
+InvalidOption = Annotated[
+    Literal["error", "replace"],
+    typer.Option("--invalid", help="What to do with bytes that are not UTF-8."),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]

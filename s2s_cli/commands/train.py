@@ -1,0 +1,83 @@
+"""`s2s train`: trains a recipe, or goes on with its run."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from s2s_cli.commands.options import (
+    DeviceOption,
+    QuietOption,
+    RecipeOption,
+    SetOption,
+    ThreadsOption,
+    VerboseOption,
+)
+from s2s_cli.commands.terminal import Terminal
+from s2s_cli.commands.training_screen import TrainingScreen
+
+
+def command(
+    recipe: RecipeOption,
+    run: Annotated[
+        str | None,
+        typer.Option("--run", metavar="DIR", help="Folder of the run; default runs/NAME."),
+    ] = None,
+    set_: SetOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Train a recipe; prepare its text first where that is not done.
+
+    The same command goes on from the last checkpoint. Prints the folder of the run.
+    """
+    from s2s_cli.core import prepared
+    from s2s_cli.core.recipe import load
+
+    terminal = Terminal(quiet, verbose)
+    checked = load(recipe, set_ or ())
+
+    from s2s_cli.core.device import find_device, set_threads
+    from s2s_cli.core.events import Finished, Log
+    from s2s_cli.core.trainer import Trainer
+
+    place = find_device(device)
+    set_threads(threads)
+    corpus = prepared.prepare(checked, notify=terminal.stage)
+    folder = Path(run) if run else Path("runs") / checked.name
+    trainer = Trainer(checked, corpus, folder, place)
+    log = Log(folder / "log.jsonl", trainer.place.update)
+    with (
+        _signals() as received,
+        TrainingScreen(terminal, folder) as screen,
+        contextlib.closing(log),
+    ):
+        for event in trainer.train(lambda: bool(received)):
+            screen.show(event)
+            log.write(event)
+            finished = event
+    print(folder)
+    if isinstance(finished, Finished) and finished.reason == "stopped":
+        raise typer.Exit(128 + received[0])
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals that ask to stop, as they come; a second one ends the program at once."""
+    received: list[int] = []
+
+    def receive(number: int, _frame: object) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,208 @@
+"""Model files and training states: safetensors, nothing pickled. The only door to safetensors.
+
+A model file is complete: weights (`model.*`), tokenizers as bytes (`source.tokenizer`,
+`target.tokenizer`), and one JSON text under the metadata key `s2s` with the format's version, the
+recipe and the results. A state file holds all that a training needs to go on, in one file, so
+that its parts cannot be of different updates.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from s2s_cli import __version__
+from s2s_cli.core.errors import ModelError, RecipeError
+from s2s_cli.core.model import Seq2Seq, build
+from s2s_cli.core.recipe import Recipe, parse
+from s2s_cli.core.recipe.schema import (
+    SentencePiece,
+    SeparateTokenizers,
+    SharedTokenizer,
+    Words,
+)
+from s2s_cli.core.tokenizer import Tokenizer, restore
+
+FORMAT = 1
+KEY = "s2s"
+BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model with all that translating takes. `header` is the file's metadata."""
+
+    path: Path
+    model: Seq2Seq
+    recipe: Recipe
+    source_tokenizer: Tokenizer
+    target_tokenizer: Tokenizer
+    header: dict[str, Any]
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new name to write to, flushed to disk and renamed to `path` when the block ends well.
+
+    Raises:
+        ModelError: the file cannot be written.
+    """
+    temporary = None
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes files private; a finished file gets the usual rights.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot write {path}: {error}\nwhat was there before is unchanged"
+        ) from None
+    finally:
+        if temporary:
+            temporary.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Writes tensors and a JSON header as one file, whole or not at all."""
+    data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {KEY: json.dumps(header, ensure_ascii=False)}
+    with replacing(path) as temporary:
+        save_file(data, temporary, metadata)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The JSON header of a file of ours, without its tensors.
+
+    Raises:
+        ModelError: no such file, not one of ours, damaged, or of a newer format.
+    """
+    return _read(path, tensors=False)[1]
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, on the CPU, and the header of a file of ours. Errors as of `read_header`."""
+    return _read(path, tensors=True)
+
+
+def _read(path: Path, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[KEY])
+            names = file.keys() if tensors else ()
+            found = {name: file.get_tensor(name) for name in names}
+    except FileNotFoundError:
+        raise ModelError(f"there is no model file {path}") from None
+    except KeyError:
+        raise ModelError(
+            f"{path} is not a model of s2s: its metadata lacks the key `s2s`"
+        ) from None
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ModelError(
+            f"{path} is damaged, cut short, or not a model file ({error})\n"
+            "copy it again, or use another checkpoint of the run"
+        ) from None
+    if header.get("format", 0) > FORMAT:
+        raise ModelError(
+            f"{path} has format {header['format']}, written by s2s {header.get('s2s')}; this is "
+            f"s2s {__version__}, which reads up to format {FORMAT}\ninstall that version"
+        )
+    return found, header
+
+
+def tokenizer_specs(recipe: Recipe) -> tuple[SentencePiece | Words, SentencePiece | Words]:
+    """What the recipe says of the source's and of the target's tokenizer."""
+    match recipe.tokenizer:
+        case SharedTokenizer(model=model):
+            return model, model
+        case SeparateTokenizers(source=source, target=target):
+            return source, target
+
+
+def save_model(
+    path: Path,
+    model: Seq2Seq,
+    recipe: Recipe,
+    tokenizers: tuple[Tokenizer, Tokenizer],
+    results: Mapping[str, Any],
+) -> None:
+    """Writes a complete model file. `results`: update, epoch, scores, data, for `s2s info`."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for side, tokenizer in zip(("source", "target"), tokenizers, strict=True):
+        data = bytearray(tokenizer.to_bytes())
+        tensors[f"{side}.tokenizer"] = torch.frombuffer(data, dtype=torch.uint8)
+    header = {
+        "format": FORMAT,
+        KEY: __version__,
+        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        "results": dict(results),
+    }
+    save_tensors(path, tensors, header)
+
+
+def load_model(path: Path, device: torch.device) -> ModelFile:
+    """A model file, its model on `device` and in evaluation mode.
+
+    Raises:
+        ModelError: missing, damaged, or its parts do not fit each other.
+    """
+    tensors, header = load_tensors(path)
+    try:
+        recipe = parse(header["recipe"], f"inside {path}")
+        specs = tokenizer_specs(recipe)
+        source, target = (
+            restore(tensors.pop(f"{side}.tokenizer").numpy().tobytes(), spec)
+            for side, spec in zip(("source", "target"), specs, strict=True)
+        )
+        with torch.device("meta"):
+            model = build(
+                recipe.model, source_vocabulary=source.size, target_vocabulary=target.size
+            )
+        weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        model.load_state_dict(weights, assign=True)
+    except (KeyError, RuntimeError, RecipeError, ModelError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from None
+    return ModelFile(path, model.to(device).eval(), recipe, source, target, header)
+
+
+def find_model(reference: str | None) -> Path:
+    """The model file that a person means: a file, a run's folder, or the newest run's best.
+
+    Args:
+        reference: a path; None takes $S2S_MODEL, else the newest run below `runs/`.
+
+    Raises:
+        ModelError: there is none.
+    """
+    reference = reference or os.environ.get("S2S_MODEL")
+    if reference:
+        path = Path(reference)
+        if not path.is_dir():
+            return path
+        for name in (BEST, LAST):
+            if (path / name).exists():
+                return path / name
+        raise ModelError(f"the folder {path} holds no {BEST} and no {LAST}")
+    for name in (BEST, LAST):
+        models = list(Path("runs").glob(f"*/{name}"))
+        if models:
+            return max(models, key=lambda path: path.stat().st_mtime)
+    raise ModelError(
+        "no model: there is no trained run below runs/\n"
+        "name one with -m MODEL or $S2S_MODEL, or train one: s2s train --recipe quickstart"
+    )
