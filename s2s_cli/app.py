@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, ParamSpec
@@ -55,19 +56,40 @@ def _guarded(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # The reader has seen enough (`| head`). What is still buffered must not be written
-            # when the interpreter closes stdout, or it would complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # the reader has seen enough (`| head`)
+            _drop_output()
             raise typer.Exit from None
+        except OSError as error:  # of the machine, not of the program: a full disk, a bad name
+            where = f"{error.filename}: " if error.filename else ""
+            Terminal().error(f"{where}{error.strerror or error}")
+            _drop_output()
+            raise typer.Exit(1) from None
 
     return run
+
+
+def _drop_output() -> None:
+    """Keeps the interpreter from writing, and complaining, when it closes stdout."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 for _command in (prepare, train, translate, evaluate, recipes, info):
     app.command(_command.__name__.rpartition(".")[2])(_guarded(_command.command))
 
 
+def _terminate(number: int, _frame: object) -> None:
+    """Leaves as Ctrl-C does, so that half-written files are removed on the way out."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Entry point of the console script."""
+    # Python has None for a stdin or stdout that is closed (`<&-`).
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 - open to the end
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     app()

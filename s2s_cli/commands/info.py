@@ -10,7 +10,7 @@ from s2s_cli.commands.terminal import Terminal
 def command(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="A model file or run; default the newest run."),
+        typer.Argument(metavar="MODEL", help="A model file or run; default the newest run."),
     ] = None,
     recipe: Annotated[
         bool, typer.Option("--recipe", help="Print the recipe that it was trained by, as TOML.")

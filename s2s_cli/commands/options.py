@@ -24,7 +24,8 @@ DeviceOption = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")
 ]
 ThreadsOption = Annotated[
-    int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves the choice to torch.")
+    int,
+    typer.Option("--threads", min=0, max=1024, help="CPU threads; 0 leaves the choice to torch."),
 ]
 InvalidOption = Annotated[
     Literal["error", "replace"],

@@ -9,7 +9,7 @@ from s2s_cli.commands.options import SetOption
 
 def command(
     name: Annotated[
-        str | None, typer.Argument(metavar="[R]", help="A recipe's name, or a file.")
+        str | None, typer.Argument(metavar="R", help="A recipe's name, or a file.")
     ] = None,
     set_: SetOption = None,
 ) -> None:
@@ -19,6 +19,8 @@ def command(
     if name:
         print(dump(load(name, set_ or ())), end="")
         return
+    if set_:
+        raise typer.BadParameter("needs a recipe to change", param_hint="--set")
     names = packaged()
     width = max(len(each) for each in names)
     for each in names:

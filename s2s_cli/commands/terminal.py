@@ -1,16 +1,20 @@
 """What a command says to a person: on stderr, because stdout carries data only."""
 
+import os
 import time
+from typing import Literal
 
 from rich.console import Console
 from rich.text import Text
 
 
 class Terminal:
-    """Messages on stderr; rich's Console decides about colour, width and NO_COLOR by itself."""
+    """Messages on stderr; rich's Console decides about colour and width by itself."""
 
     def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        # Left to itself, rich would still write bold and dim with NO_COLOR.
+        colors: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, color_system=colors)
         self.quiet = quiet
         self.verbose = verbose and not quiet
         self._stage = ""

@@ -51,6 +51,13 @@ def command(
     corpus = prepared.prepare(checked, notify=terminal.stage)
     folder = Path(run) if run else Path("runs") / checked.name
     trainer = Trainer(checked, corpus, folder, place)
+    if ended := trainer.reason_to_end():
+        terminal.note(
+            f"{folder} is finished ({ended}, update {trainer.place.update:,}); "
+            "--run NEW trains it again, more training.epochs go on with it"
+        )
+        print(folder)
+        return
     log = Log(folder / "log.jsonl", trainer.place.update)
     with (
         _signals() as received,

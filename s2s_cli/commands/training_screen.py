@@ -91,8 +91,9 @@ class TrainingScreen:
         self, epoch: float, perplexity: float, scores: dict[str, float], improved: bool
     ) -> None:
         numbers = [f"{name} {value:.2f}" for name, value in scores.items()]
+        shape = ",.2f" if perplexity < 1e9 else ".3g"  # a model that knows nothing may have 1e300
         self._terminal.note(
-            f"epoch {epoch:.2f}, validation: perplexity {perplexity:,.2f}"
+            f"epoch {epoch:.2f}, validation: perplexity {perplexity:{shape}}"
             + "".join(f", {number}" for number in numbers)
             + (" (best so far)" if improved else "")
         )

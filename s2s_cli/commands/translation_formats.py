@@ -9,6 +9,9 @@ if TYPE_CHECKING:
 
 Writer = Callable[[int, str, "Sequence[Translation]"], str]
 
+# What ends a line for some programs and is yet no control character that JSON would escape.
+ESCAPES = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+
 
 def text(number: int, source: str, best: "Sequence[Translation]") -> str:
     """The best translation alone."""
@@ -35,7 +38,7 @@ def jsonl(number: int, source: str, best: "Sequence[Translation]") -> str:
         for one in best
     ]
     facts = {"line": number, "source": source, "translations": found}
-    return json.dumps(facts, ensure_ascii=False) + "\n"
+    return json.dumps(facts, ensure_ascii=False).translate(ESCAPES) + "\n"
 
 
 def moses(number: int, source: str, best: "Sequence[Translation]") -> str:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from s2s_cli import __version__
 from s2s_cli.core.errors import ModelError, RecipeError
@@ -70,8 +71,9 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ModelError(
-            f"cannot write {path}: {error}\nwhat was there before is unchanged"
+            f"cannot write {path}: {reason or error}\nwhat was there before is unchanged"
         ) from None
     finally:
         if temporary:
@@ -155,6 +157,24 @@ def save_model(
     save_tensors(path, tensors, header)
 
 
+class _WithoutStartValues(TorchFunctionMode):
+    """Leaves embeddings on the meta device as they are.
+
+    torch draws those normal values in Python there, and imports its compiler for it, which takes
+    longer than all the rest of loading a model.
+    """
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        _types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        named = kwargs or {}
+        return named["tensor"] if function is nn.init.normal_ else function(*args, **named)
+
+
 def load_model(path: Path, device: torch.device) -> ModelFile:
     """A model file, its model on `device` and in evaluation mode.
 
@@ -162,6 +182,11 @@ def load_model(path: Path, device: torch.device) -> ModelFile:
         ModelError: missing, damaged, or its parts do not fit each other.
     """
     tensors, header = load_tensors(path)
+    if "place" in header:
+        raise ModelError(
+            f"{path} is the state of a training, not a model\n"
+            f"name its folder, or {BEST} or {LAST} in it"
+        )
     try:
         recipe = parse(header["recipe"], f"inside {path}")
         specs = tokenizer_specs(recipe)
@@ -169,7 +194,7 @@ def load_model(path: Path, device: torch.device) -> ModelFile:
             restore(tensors.pop(f"{side}.tokenizer").numpy().tobytes(), spec)
             for side, spec in zip(("source", "target"), specs, strict=True)
         )
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutStartValues():
             model = build(
                 recipe.model, source_vocabulary=source.size, target_vocabulary=target.size
             )
@@ -189,20 +214,21 @@ def find_model(reference: str | None) -> Path:
     Raises:
         ModelError: there is none.
     """
-    reference = reference or os.environ.get("S2S_MODEL")
-    if reference:
+    if reference is None:
+        reference = os.environ.get("S2S_MODEL") or None
+    if reference is None:
+        models = [path for name in (BEST, LAST) for path in Path("runs").glob(f"*/{name}")]
+        if not models:
+            raise ModelError(
+                "no model: there is no trained run below runs/\n"
+                "name one with -m MODEL or $S2S_MODEL, or train one: s2s train --recipe quickstart"
+            )
+        path = max(models, key=lambda path: path.stat().st_mtime).parent
+    else:
         path = Path(reference)
         if not path.is_dir():
             return path
-        for name in (BEST, LAST):
-            if (path / name).exists():
-                return path / name
-        raise ModelError(f"the folder {path} holds no {BEST} and no {LAST}")
     for name in (BEST, LAST):
-        models = list(Path("runs").glob(f"*/{name}"))
-        if models:
-            return max(models, key=lambda path: path.stat().st_mtime)
-    raise ModelError(
-        "no model: there is no trained run below runs/\n"
-        "name one with -m MODEL or $S2S_MODEL, or train one: s2s train --recipe quickstart"
-    )
+        if (path / name).exists():
+            return path / name
+    raise ModelError(f"the folder {path} holds no {BEST} and no {LAST}")

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, Protocol, Self, assert_never
 
-import sentencepiece
-
 from s2s_cli.core.errors import ModelError, RecipeError
 from s2s_cli.core.recipe.schema import SentencePiece, Words
 
@@ -49,6 +47,10 @@ class SentencePieceTokenizer:
     """Subwords or characters by SentencePiece (Kudo & Richardson 2018)."""
 
     def __init__(self, model: bytes) -> None:
+        import sentencepiece  # here, so that a mistaken recipe need not wait for it
+
+        if not model:  # sentencepiece takes this for "no model yet" and does not complain
+            raise ValueError("it is empty")
         self._model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
 
@@ -59,6 +61,8 @@ class SentencePieceTokenizer:
         Raises:
             RecipeError: the vocabulary asked for is too small for the text's characters.
         """
+        import sentencepiece
+
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -131,6 +135,18 @@ class WordTokenizer:
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
         return cls(ranked[:room], spec.pretokenizer, spec.language)
 
+    @classmethod
+    def restore(cls, data: bytes, spec: Words) -> Self:
+        """The tokenizer that gave `data` with `to_bytes`.
+
+        Raises:
+            ValueError: the bytes are not a list of words in JSON.
+        """
+        words = json.loads(data)
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError("it is not a list of words")
+        return cls(words, spec.pretokenizer, spec.language)
+
     @cached_property
     def _moses(self) -> tuple[Any, Any]:
         """Moses' tokenizer and detokenizer; few need them, and they are slow to import."""
@@ -192,7 +208,7 @@ def restore(data: bytes, spec: SentencePiece | Words) -> Tokenizer:
             case SentencePiece():
                 return SentencePieceTokenizer(data)
             case Words():
-                return WordTokenizer(json.loads(data), spec.pretokenizer, spec.language)
+                return WordTokenizer.restore(data, spec)
             case _:
                 assert_never(spec)
     except (RuntimeError, ValueError) as error:

@@ -148,7 +148,7 @@ def _joined(parts: Sequence[Sequence[Translation]]) -> list[Translation]:
         return list(parts[0])
     return [
         Translation(
-            " ".join(part.text for part in ranked),
+            " ".join(part.text for part in ranked if part.text),
             sum(part.score for part in ranked),
             sum(part.log_probability for part in ranked),
             tuple(piece for part in ranked for piece in part.pieces),

@@ -19,21 +19,27 @@ Spec = TextFiles | TsvFile | HubDataset
 def read_pairs(spec: Spec) -> Iterator[Pair]:
     """The pairs of a corpus in their order, after `limit` and `sample`.
 
-    `sample` reads the corpus twice, because it has to know how many pairs there are.
+    `sample` reads the corpus twice, because it has to know how many pairs there are; it draws
+    from those with text on both sides.
 
     Raises:
         DataError: unequal sides, a missing file or column, bytes that are not UTF-8.
     """
-    pairs = _limited(spec)
     if not spec.sample:
-        return pairs
-    total = sum(1 for _ in pairs)
+        return _limited(spec)
+    total = sum(1 for pair in _limited(spec) if not is_blank(pair))
     if total < spec.sample:
         raise DataError(f"sample = {spec.sample:,} pairs were asked of a corpus of {total:,}")
     chosen = numpy.zeros(total, dtype=bool)
     generator = numpy.random.default_rng(spec.sample_seed)
     chosen[generator.choice(total, spec.sample, replace=False, shuffle=False)] = True
-    return (pair for pair, keep in zip(_limited(spec), chosen, strict=True) if keep)
+    pairs = (pair for pair in _limited(spec) if not is_blank(pair))
+    return (pair for pair, keep in zip(pairs, chosen, strict=True) if keep)
+
+
+def is_blank(pair: Pair) -> bool:
+    """Whether either side is empty or white space only."""
+    return not pair[0].strip() or not pair[1].strip()
 
 
 def _limited(spec: Spec) -> Iterator[Pair]:
@@ -119,6 +125,9 @@ def _column(batch: dict[str, list[Any]], name: str, dataset: str) -> list[str | 
         raise DataError(
             f"data set {dataset} has no column `{name}`; it has {', '.join(there)}"
         ) from None
+    other = next((cell for cell in cells if not isinstance(cell, str | None)), None)
+    if other is not None:
+        raise DataError(f"data set {dataset}, column `{name}`: {str(other)[:60]} is not text")
     return cells
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 import numpy
@@ -72,11 +73,11 @@ class PackedPairs:
 
 
 class PackedWriter:
-    """Writes one side of a split, a chunk of sentences at a time."""
+    """Writes one side of a split, a chunk of sentences at a time; `with` closes it."""
 
     def __init__(self, folder: Path, name: str, vocabulary: int) -> None:
         self._dtype = id_type(vocabulary)
-        self._ids = open(folder / f"{name}.ids", "wb")  # noqa: SIM115 - closed in `close`
+        self._ids = open(folder / f"{name}.ids", "wb")  # noqa: SIM115 - closed in `__exit__`
         self._offsets = open(folder / f"{name}.offsets", "wb")  # noqa: SIM115
         self._end = numpy.int64(0)
         self._offsets.write(self._end.tobytes())
@@ -90,12 +91,20 @@ class PackedWriter:
         if len(ends):
             self._end = ends[-1]
 
-    def close(self) -> None:
-        """Flushes both files to the disk."""
-        for file in (self._ids, self._offsets):
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._ids, self._offsets:
+            if kind is None:
+                for file in (self._ids, self._offsets):
+                    file.flush()
+                    os.fsync(file.fileno())
 
 
 def id_type(vocabulary: int) -> numpy.dtype[Any]:
@@ -150,6 +159,8 @@ def open_prepared(folder: Path) -> Prepared:
             for split in manifest["splits"]
         }
         references = list(read_lines(str(folder / REFERENCES))) if "validation" in splits else []
+        for split, pairs in splits.items():
+            _check_count(split, pairs, references, manifest["splits"][split]["kept"])
         return Prepared(
             folder=folder,
             manifest=manifest,
@@ -170,9 +181,20 @@ def open_prepared(folder: Path) -> Prepared:
         ) from None
 
 
+def _check_count(split: str, pairs: PackedPairs, references: list[str], kept: int) -> None:
+    """Raises ValueError where a file of the split holds other than `kept` sentences."""
+    counts = [len(pairs.source), len(pairs.target)]
+    if split == "validation":
+        counts.append(len(references))
+    if any(count != kept for count in counts):
+        raise ValueError(f"{split} should hold {kept:,} pairs, its files hold {counts}")
+
+
 def _open_packed(path: Path, vocabulary: int) -> PackedText:
     offsets = numpy.memmap(f"{path}.offsets", numpy.int64, mode="r")
-    ids = numpy.memmap(f"{path}.ids", id_type(vocabulary), mode="r")
+    ids: Ids = numpy.zeros(0, id_type(vocabulary))  # a file without a byte cannot be mapped
+    if Path(f"{path}.ids").stat().st_size:
+        ids = numpy.memmap(f"{path}.ids", id_type(vocabulary), mode="r")
     if offsets[0] != 0 or offsets[-1] != len(ids):
         raise ValueError(f"{path.name}.ids and {path.name}.offsets do not belong together")
     return PackedText(ids, offsets)

@@ -1,10 +1,12 @@
 """Makes a prepared corpus: trains the tokenizers, encodes, packs, and reports on the data."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import random
+import secrets
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +16,7 @@ from typing import Any, assert_never
 import numpy
 
 from s2s_cli import __version__
-from s2s_cli.core.corpus import Pair, contents, read_pairs
+from s2s_cli.core.corpus import Pair, contents, is_blank, read_pairs
 from s2s_cli.core.errors import DataError
 from s2s_cli.core.prepared.packed import (
     FORMAT,
@@ -80,6 +82,8 @@ def prepare(recipe: Recipe, folder: Path | None = None, notify: Notify | None = 
         named = Path("prepared") / f"{recipe.name}-{wanted}"
         folder = Path(recipe.data.prepared) if recipe.data.prepared else named
     if folder.exists():
+        if not folder.is_dir():
+            raise DataError(f"{folder} is a file; prepare into a folder (--out or data.prepared)")
         found = open_prepared(folder)
         if found.manifest["fingerprint"] != wanted:
             raise DataError(
@@ -88,7 +92,8 @@ def prepare(recipe: Recipe, folder: Path | None = None, notify: Notify | None = 
             )
         return found
     # Everything is written beside the folder, and renamed as a whole when it is complete.
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    # A process number would not do: in a container every run has the same one.
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.mkdir(parents=True)
         _write(recipe, partial, wanted, notify or (lambda _stage, _pairs: None))
@@ -135,10 +140,6 @@ def _write_file(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _is_blank(pair: Pair) -> bool:
-    return not pair[0].strip() or not pair[1].strip()
-
-
 def _train_tokenizers(
     recipe: Recipe, notify: Notify
 ) -> list[tuple[Tokenizer, SentencePiece | Words]]:
@@ -160,7 +161,7 @@ def _train_tokenizers(
 
 def _text(recipe: Recipe) -> Iterator[Pair]:
     """The pairs that count, of which there has to be one."""
-    pairs = (pair for pair in read_pairs(recipe.data.train) if not _is_blank(pair))
+    pairs = (pair for pair in read_pairs(recipe.data.train) if not is_blank(pair))
     first = next(pairs, None)
     if first is None:
         raise DataError(
@@ -202,40 +203,40 @@ def _pack(
     Pairs are dropped from the training split only (`max_length` given): a validation score
     must count every line.
     """
-    writers = [
-        PackedWriter(folder, f"{split}.{side}", tokenizer.size)
-        for side, tokenizer in zip(SIDES, tokenizers, strict=True)
-    ]
     read = 0
     dropped: Counter[str] = Counter()
     lengths: tuple[list[int], list[int]] = ([], [])
     unknown = [0, 0]
-    while chunk := list(itertools.islice(pairs, CHUNK)):
-        read += len(chunk)
-        if max_length:
-            full = [pair for pair in chunk if not _is_blank(pair)]
-            dropped["blank"] += len(chunk) - len(full)
-            chunk = full
-        encoded = [
-            tokenizer.encode([pair[side] for pair in chunk])
-            for side, tokenizer in enumerate(tokenizers)
+    with contextlib.ExitStack() as stack:
+        writers = [
+            stack.enter_context(PackedWriter(folder, f"{split}.{side}", tokenizer.size))
+            for side, tokenizer in zip(SIDES, tokenizers, strict=True)
         ]
-        if max_length:
-            rows = [
-                _fault(source, target, max_length) for source, target in zip(*encoded, strict=True)
-            ]
-            dropped.update(fault for fault in rows if fault)
+        while chunk := list(itertools.islice(pairs, CHUNK)):
+            read += len(chunk)
+            if max_length:
+                full = [pair for pair in chunk if not is_blank(pair)]
+                dropped["blank"] += len(chunk) - len(full)
+                chunk = full
             encoded = [
-                [ids for ids, fault in zip(side, rows, strict=True) if not fault]
-                for side in encoded
+                tokenizer.encode([pair[side] for pair in chunk])
+                for side, tokenizer in enumerate(tokenizers)
             ]
-        for side, sentences in enumerate(encoded):
-            writers[side].write(sentences)
-            lengths[side].extend(len(ids) for ids in sentences)
-            unknown[side] += sum(ids.count(UNKNOWN) for ids in sentences)
-        notify(f"encoding {split}", read)
-    for writer in writers:
-        writer.close()
+            if max_length:
+                rows = [
+                    _fault(source, target, max_length)
+                    for source, target in zip(*encoded, strict=True)
+                ]
+                dropped.update(fault for fault in rows if fault)
+                encoded = [
+                    [ids for ids, fault in zip(side, rows, strict=True) if not fault]
+                    for side in encoded
+                ]
+            for side, sentences in enumerate(encoded):
+                writers[side].write(sentences)
+                lengths[side].extend(len(ids) for ids in sentences)
+                unknown[side] += sum(ids.count(UNKNOWN) for ids in sentences)
+            notify(f"encoding {split}", read)
     if not lengths[0]:
         raise DataError(f"no pairs are left in the {split} data: {read:,} read, {dict(dropped)}")
     return {

@@ -28,8 +28,9 @@ def recipe_folder() -> Path:
 def packaged() -> dict[str, Path]:
     """The packaged recipes by name, in alphabetical order."""
     folder = recipe_folder()
-    files = sorted(folder.rglob("*.toml"))
-    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+    files = folder.rglob("*.toml")
+    names = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+    return dict(sorted(names.items()))
 
 
 def load(reference: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -45,7 +46,8 @@ def load(reference: str, overrides: Sequence[str] = ()) -> Recipe:
     raw = _read(path, ())
     if "name" not in raw:
         names = {file.resolve(): name for name, file in packaged().items()}
-        raw["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", names.get(path.resolve(), path.stem))
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", names.get(path.resolve(), path.stem))
+        raw["name"] = name.strip("._-") or "recipe"
     return parse(_merge(raw, _changes(overrides)), str(path))
 
 
@@ -90,8 +92,16 @@ def dump(recipe: Recipe) -> str:
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
 
 
+def _expanded(text: str) -> Path:
+    """The path, its `~` replaced; as it stands where nobody has that home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 def _find(reference: str) -> Path:
-    path = Path(reference).expanduser()
+    path = _expanded(reference)
     if path.is_file():
         return path
     names = packaged()
@@ -113,7 +123,7 @@ def _read(path: Path, below: tuple[Path, ...]) -> Raw:
         raise RecipeError(f"cannot read recipe {path}: {error.strerror}{child}") from None
     except UnicodeDecodeError:
         raise RecipeError(f"recipe {path} is not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise RecipeError(f"recipe {path} is not TOML: {error}") from None
     _resolve_paths(raw, path.resolve().parent)
     parent = raw.pop("extends", None)
@@ -172,4 +182,4 @@ def _resolve_paths(raw: Raw, folder: Path) -> None:
         for holder in _holders(raw, tables):
             value = holder.get(last)
             if isinstance(value, str) and (not marker.or_name or value[:1] in (".", "/", "~")):
-                holder[last] = str(folder / Path(value).expanduser())
+                holder[last] = str(folder / _expanded(value))

@@ -24,7 +24,7 @@ def describe(error: ValidationError) -> list[str]:
 
 
 def _line(details: ErrorDetails) -> str:
-    path, table = _place(details["loc"])
+    path, table, choices = _place(details["loc"])
     value = details["input"]
     context = details.get("ctx", {})
     match details["type"]:
@@ -33,7 +33,8 @@ def _line(details: ErrorDetails) -> str:
         case "missing":
             return f"{path}: missing; {_meaning(path, table)}"
         case "union_tag_not_found":
-            return f"{path}.kind: missing; one of {context['expected_tags']}"
+            kinds = [kind for choice in choices for kind in kinds_of(choice)]
+            return f"{path}.kind: missing; one of {', '.join(kinds)}"
         case "union_tag_invalid":
             allowed = _quoted(context["expected_tags"])
             hint = nearest(str(context["tag"]), allowed)
@@ -53,8 +54,11 @@ def _line(details: ErrorDetails) -> str:
             return f"{path} = {_shown(value)}: should be {message}"
 
 
-def _place(location: tuple[int | str, ...]) -> tuple[str, type[Table]]:
-    """The dotted key of a location, without the tags of unions, and the table that holds it."""
+def _place(location: tuple[int | str, ...]) -> tuple[str, type[Table], list[type[Table]]]:
+    """The dotted key of a location, without the tags of unions, and the table that holds it.
+
+    The tables that may stand at the location itself come third.
+    """
     path: list[str] = []
     table: type[Table] = Recipe
     inside: list[type[Table]] = [Recipe]
@@ -70,13 +74,16 @@ def _place(location: tuple[int | str, ...]) -> tuple[str, type[Table]]:
         field = table.model_fields.get(part)
         inside = tables_in(field.annotation) if field else []
         path.append(part)
-    return ".".join(path), table
+    return ".".join(path), table, inside
 
 
 def _other_key(path: str, table: type[Table]) -> str:
     name = path.rpartition(".")[2]
     hint = nearest(name, table.model_fields)
-    if not hint:
+    others = [kind for key in all_keys() if key.path == path for kind in key.kinds]
+    if others:
+        hint = f"; only kind {', '.join(others)} has it"
+    elif not hint:
         elsewhere = sorted({key.path for key in all_keys() if key.path.endswith(f".{name}")})
         hint = f"; there is {', '.join(elsewhere)}" if elsewhere else ""
     return f"{hint} (allowed: {', '.join(table.model_fields)})"

@@ -39,9 +39,11 @@ class Source(Table):
 
     limit: Count = Field(0, description="Read only the first N pairs; 0 reads all.")
     sample: Count = Field(
-        0, description="Keep N pairs drawn at random without replacement, in their order; 0: all."
+        0,
+        description="Keep N pairs, drawn at random without replacement from those with text on "
+        "both sides, in their order; 0 keeps all.",
     )
-    sample_seed: int = Field(1, description="Seed of `sample`.")
+    sample_seed: Count = Field(1, description="Seed of `sample`.")
 
 
 class TextFiles(Source):
@@ -284,9 +286,11 @@ class HalvingSchedule(Table):
 class Training(Table):
     """How long, how, and how often to look."""
 
-    epochs: float = Field(10.0, gt=0, description="Passes over the training pairs, at most.")
+    epochs: float = Field(
+        10.0, gt=0, le=1e9, description="Passes over the training pairs, at most."
+    )
     max_updates: Count = Field(0, description="Updates at most; 0 sets no limit.")
-    seed: int = Field(1, ge=0, description="Seed of start values, order and dropout.")
+    seed: int = Field(1, ge=0, lt=1 << 63, description="Seed of start values, order and dropout.")
     loss_per: Literal["sentence", "word"] = Field(
         "sentence", description="What the summed loss of a batch is divided by."
     )
@@ -313,10 +317,16 @@ class Search(Table):
 
     beam_size: Positive = Field(5, description="Width of the beam; 1 is greedy.")
     length_penalty: float = Field(
-        0.0, ge=0, description="GNMT's alpha: scores are divided by ((5 + length) / 6) ** alpha."
+        0.0,
+        ge=0,
+        le=10,
+        description="GNMT's alpha: scores are divided by ((5 + length) / 6) ** alpha.",
     )
     max_length_ratio: float = Field(
-        2.0, gt=0, description="Pieces of a translation at most: ratio * pieces of the source + 10."
+        2.0,
+        gt=0,
+        le=1000,
+        description="Pieces of a translation at most: ratio * pieces of the source + 10.",
     )
     max_source: Positive = Field(
         1024, description="A longer source, in pieces, is translated in parts, with a warning."

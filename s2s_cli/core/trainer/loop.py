@@ -51,10 +51,11 @@ class Trainer:
         self.folder = folder
         self.place = Place()
         self._device = device
-        run.claim(folder, recipe)
+        run.check(folder, recipe)
         fingerprint: str = prepared.manifest["fingerprint"]
         self._fingerprint = fingerprint
         saved = run.load_state(folder, fingerprint)
+        run.claim(folder, recipe)
         torch.manual_seed(recipe.training.seed)
         self.model = build(
             recipe.model,
@@ -97,11 +98,11 @@ class Trainer:
             precision=settings.precision,
         )
         self._restart_interval()
-        reason = self._reason_to_end()
+        reason = self.reason_to_end()
         while not reason:
             ends_epoch = self._update()
             update = self.place.update
-            ended = self._reason_to_end()
+            ended = self.reason_to_end()
             reason = ended or ("stopped" if should_stop() else "")
             validating = bool(ended) or _due(settings.validate_every, update, ends_epoch)
             saving = bool(reason) or _due(settings.save_every, update, validating)
@@ -109,7 +110,7 @@ class Trainer:
                 yield self._progress()
             if validating and self.prepared.validation:
                 yield self._validate(self.prepared.validation)
-                reason = reason or self._reason_to_end()
+                reason = reason or self.reason_to_end()
             if saving or reason:
                 self._save()
             if validating or saving:
@@ -120,15 +121,18 @@ class Trainer:
 
     def _position(self) -> tuple[int, float]:
         """Updates and epochs done."""
-        return self.place.update, self.place.epoch + self.place.batch / len(self._batches)
+        batches = len(self._batches)
+        # A single quotient: 68 of 50 are 1.36 in binary too, but 1 + 18 / 50 is less.
+        return self.place.update, (self.place.epoch * batches + self.place.batch) / batches
 
     def _planned(self) -> int:
         """Updates in all; where batches are counted in tokens, about as many."""
         settings = self.recipe.training
-        updates = math.ceil(settings.epochs * len(self._batches))
+        updates = math.ceil(round(settings.epochs * len(self._batches), 6))  # 1.1 * 50 is 55
         return min(updates, settings.max_updates or updates)
 
-    def _reason_to_end(self) -> str:
+    def reason_to_end(self) -> str:
+        """Why there is nothing left to train: `epochs`, `updates`, `patience`; "" if there is."""
         settings = self.recipe.training
         update, epochs = self._position()
         if settings.max_updates and update >= settings.max_updates:
@@ -182,18 +186,22 @@ class Trainer:
 
     def _progress(self) -> Progress:
         loss = float(self._loss) / self._words  # on CUDA this waits for the updates
+        norm = float(self._norm)
         seconds = time.perf_counter() - self._clock
-        if not math.isfinite(loss):
+        # A step along a gradient that is not finite spoils the weights; the loss tells of it only
+        # at the next update, when they might have been saved.
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(
-                f"the loss is {loss} at update {self.place.update:,}, learning rate "
-                f"{self._rate:g}; {self.folder} keeps its last checkpoint\n"
+                f"the loss is {loss:g} and the norm of its gradient {norm:g} at update "
+                f"{self.place.update:,}, learning rate {self._rate:g}; "
+                f"{self.folder} keeps its last checkpoint\n"
                 "try a smaller optimizer.lr, a smaller training.clip, or precision fp32"
             )
         self.place.seconds += seconds
         event = Progress(
             *self._position(),
             loss=loss,
-            norm=float(self._norm),
+            norm=norm,
             learning_rate=self._rate,
             words_per_second=self._words / seconds,
             padding=1 - self._words / self._padded,

@@ -62,11 +62,11 @@ class SavedState:
     random: dict[str, Tensor]
 
 
-def claim(folder: Path, recipe: Recipe) -> None:
-    """Makes the run's folder, or makes sure that the run in it is this recipe's.
+def check(folder: Path, recipe: Recipe) -> None:
+    """Makes sure that the folder is free for a run, or that the run in it is this recipe's.
 
     Raises:
-        ModelError: the folder holds another recipe's run, or something else; nothing is changed.
+        ModelError: the folder holds another recipe's run, or something else.
     """
     if folder.exists() and not folder.is_dir():
         raise ModelError(f"{folder} is a file; name another run with --run DIR")
@@ -78,13 +78,22 @@ def claim(folder: Path, recipe: Recipe) -> None:
                 f"{folder} holds a run of another recipe; different: {', '.join(different)}\n"
                 "name another run with --run DIR"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    # A start that was killed may have left a hidden temporary file.
+    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ModelError(f"{folder} is not empty and holds no run; name another with --run DIR")
+
+
+def claim(folder: Path, recipe: Recipe) -> None:
+    """Makes the run's folder and writes the resolved recipe into it.
+
+    Raises:
+        ModelError: they cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ModelError(f"cannot make the run's folder {folder}: {error.strerror}") from None
-    with replacing(saved) as temporary:
+    with replacing(folder / RECIPE) as temporary:
         temporary.write_text(dump(recipe), encoding="utf-8")
 
 

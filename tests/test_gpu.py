@@ -1,0 +1,153 @@
+"""What only a CUDA device can show. Run with `make gpu-check`."""
+
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from s2s_cli.core.batches import make_batch
+from s2s_cli.core.events import Finished, Progress
+from s2s_cli.core.metrics import evaluate
+from s2s_cli.core.model import build
+from s2s_cli.core.model.recurrent import Recurrent
+from s2s_cli.core.prepared import PackedPairs, PackedText, prepare
+from s2s_cli.core.recipe import Recipe, load, recipe_folder
+from s2s_cli.core.trainer import Trainer
+from s2s_cli.core.translator import Translator
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+CUDA = torch.device("cuda")
+QUICKSTART_BLEU = 26.0
+
+
+def small(*changes: str) -> Recipe:
+    sizes = [
+        f"model.{side}.{key}=96"
+        for side in ("encoder", "decoder")
+        for key in ("embedding", "hidden")
+    ]
+    return load("quickstart", [*sizes, "training.log_every=5", *changes])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("cells", [torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN])
+def test_last_state_equals_packed_sequences(cells: type[torch.nn.RNNBase]) -> None:
+    torch.manual_seed(1)
+    stack = Recurrent(cells(32, 48, 3)).to(CUDA)
+    lengths = torch.tensor([9, 9, 7, 4, 4, 1])
+    natural = [torch.randn(length, 32, device=CUDA) for length in lengths.tolist()]
+    padded = torch.stack(
+        [torch.cat([part.new_full((9 - len(part), 32), 7.0), part]) for part in natural], dim=1
+    )
+    packed = torch.nn.utils.rnn.pack_sequence(natural)
+    expected = stack.cells(packed)[1]
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    for ours, theirs in zip(stack.last_state(padded, lengths).tensors, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_losses_equal_the_cpus(folder: Path) -> None:
+    losses = {}
+    for device in ("cpu", "cuda"):
+        recipe = small("training.max_updates=20", *no_dropout())
+        trainer = Trainer(recipe, prepare(recipe), folder / device, torch.device(device))
+        losses[device] = [e.loss for e in trainer.train() if isinstance(e, Progress)]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
+
+
+def no_dropout() -> list[str]:
+    return [
+        f"model.{key}=0.0"
+        for key in (
+            "encoder.dropout",
+            "encoder.embedding_dropout",
+            "decoder.dropout",
+            "decoder.embedding_dropout",
+            "decoder.output_dropout",
+        )
+    ]
+
+
+def test_bf16_losses_follow_fp32(folder: Path) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        recipe = small("training.max_updates=100", f"training.precision={precision}", *no_dropout())
+        trainer = Trainer(recipe, prepare(recipe), folder / precision, CUDA)
+        losses[precision] = [e.loss for e in trainer.train() if isinstance(e, Progress)]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
+
+
+def test_translations_equal_the_cpus(folder: Path) -> None:
+    recipe = small("training.max_updates=60")
+    list(Trainer(recipe, prepare(recipe), folder / "run", CUDA).train())
+    lines = (recipe_folder() / "data/tatoeba-en-fr/dev.en").read_text().splitlines()[:100]
+    texts = [
+        Translator.load(folder / "run", device=device).translate(lines)
+        for device in ("cpu", "cuda")
+    ]
+    same = sum(ours == theirs for ours, theirs in zip(*texts, strict=True))
+    assert same >= 98  # a near tie may fall the other way
+
+
+def test_goes_on_after_an_interruption(folder: Path) -> None:
+    recipe = small("training.max_updates=12", "training.save_every=4")
+    corpus = prepare(recipe)
+    whole = Trainer(recipe, corpus, folder / "whole", CUDA)
+    list(whole.train())
+    list(Trainer(recipe, corpus, folder / "parts", CUDA).train(iter([0, 0, 0, 0, 1]).__next__))
+    parts = Trainer(recipe, corpus, folder / "parts", CUDA)
+    assert parts.place.update == 5
+    list(parts.train())
+    for ours, theirs in zip(
+        whole.model.state_dict().values(), parts.model.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_flagship_takes_updates_in_bf16() -> None:
+    """The paper's model at its full size: forward and backward of a batch of 128 x 30."""
+    recipe = load("sutskever2014/wmt14-en-fr")
+    torch.manual_seed(1)
+    with CUDA:
+        model = build(recipe.model, source_vocabulary=160_000, target_vocabulary=80_000)
+    words = torch.randint(3, 80_000, (128, 29)).tolist()
+    pairs = PackedPairs(PackedText.pack(words), PackedText.pack(words))
+    batch = make_batch(pairs, numpy.arange(128), reverse=True, start=2).to(CUDA)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.7, fused=True)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(batch)
+        (loss / 128).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        losses.append(float(loss.detach()) / batch.words)
+    print(
+        f"flagship losses {losses[0]:.3f} -> {losses[-1]:.3f}, "
+        f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    )
+    assert losses[-1] < losses[0]
+
+
+def test_quickstart_in_bf16_reaches_the_cpus_bleu(folder: Path) -> None:
+    recipe = load("quickstart", ["training.precision=bf16"])
+    *_, finished = Trainer(recipe, prepare(recipe), folder / "run", CUDA).train()
+    test = recipe_folder() / "data/tatoeba-en-fr"
+    lines = (test / "test.en").read_text(encoding="utf-8").split("\n")[:-1]
+    references = (test / "test.fr").read_text(encoding="utf-8").split("\n")[:-1]
+    hypotheses = Translator.load(folder / "run", device="cuda").translate(lines)
+    (score,) = evaluate(hypotheses, [references], ["bleu"])
+    assert isinstance(finished, Finished)
+    print(f"quickstart on CUDA in bf16: {score}, {finished.seconds:.0f} s of training")
+    assert score.value >= QUICKSTART_BLEU
