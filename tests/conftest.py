@@ -20,11 +20,12 @@ from s2s_cli.core.recipe import Recipe, load
 
 torch.set_num_threads(1)
 
-# A translation that a child could learn: each word has one, and the order is turned round.
+# A translation that a child could learn: each word has one, and the order is turned round. One
+# has two words, so that the two sides are of different lengths.
 LEXICON = dict(
     zip(
         ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],
-        ["un", "deux", "trois", "quatre", "cinq", "six", "sept", "huit", "neuf", "dix"],
+        ["un", "deux", "trois", "quatre quatre", "cinq", "six", "sept", "huit", "neuf", "dix"],
         strict=True,
     )
 )

@@ -198,8 +198,9 @@ def test_prepare_refuses_what_it_finds_there(tmp_path: Path, recipe_file: Path) 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     before = tree(tmp_path)
-    for place in ("file", "full", "file/x"):
-        assert_message(s2s(tmp_path, "prepare", "-r", recipe_file, "--out", place), place)
+    for place, said in (("file", "is a file"), ("full", "manifest.json"), ("file/x", "cannot")):
+        done = s2s(tmp_path, "prepare", "-r", recipe_file, "--out", place)
+        assert_message(done, place, said)
     assert tree(tmp_path) == before
 
 

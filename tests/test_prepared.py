@@ -433,7 +433,7 @@ def test_every_file_is_on_the_disk_before_the_folder_has_its_name(
 
     def watched(file: int) -> None:
         assert not folder.exists()
-        path = Path(os.readlink(f"/proc/self/fd/{file}"))
+        path = Path(f"/proc/self/fd/{file}").readlink()
         flushed[path.name] = path.stat().st_size
 
     monkeypatch.setattr(os, "fsync", watched)
