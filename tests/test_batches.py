@@ -236,6 +236,12 @@ def test_a_batch_of_tokens_is_as_large_as_fits(source: int, target: int) -> None
         assert sizes == [4] * 10
 
 
+def test_one_long_pair_does_not_make_the_next_batches_small() -> None:
+    pairs = packed([([9], [9] * 30)] + [([9] * 3, [9] * 3)] * 40)
+    sizes = [len(batch) for batch in plan(pairs, "tokens", 40, pool=100).epoch(0)]
+    assert sorted(sizes) == [1, 10, 10, 10, 10]
+
+
 # --- for the search --------------------------------------------------------------------------
 
 

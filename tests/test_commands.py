@@ -32,11 +32,11 @@ from s2s_cli.core.translator import Translation, Translator
 
 S2S = [sys.executable, "-m", "s2s_cli"]
 # What the person at this machine has set must not change what is tested.
-CLEAN = {
-    name: value
-    for name, value in os.environ.items()
-    if name not in ("S2S_MODEL", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS")
+PERSONAL = {
+    *("S2S_MODEL", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"),
+    "PYTHONUNBUFFERED",  # would hide output that nobody flushes
 }
+CLEAN = {name: value for name, value in os.environ.items() if name not in PERSONAL}
 # Runs a command, and tells at the end what it has imported.
 IMPORTED = [
     sys.executable,

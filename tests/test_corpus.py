@@ -190,6 +190,13 @@ def test_groups_are_never_larger_than_allowed(
         assert 1 <= len(group) <= min(first * 2**place, most)
 
 
+def test_groups_stay_small_while_the_reader_goes_on(tmp_path: Path) -> None:
+    path = write(tmp_path / "text", "line\n" * 5000)
+    sizes = [len(group) for group in LineGroups(path, first=1, most=4)]
+    assert sum(sizes) == 5000
+    assert max(sizes) <= 4
+
+
 def test_a_mistake_comes_after_the_lines_before_it(tmp_path: Path) -> None:
     path = write(tmp_path / "text", b"one\ntwo\n\xff\nfour\n")
     groups = iter(everything_arrived(path, 64, 64))

@@ -31,6 +31,12 @@ BREAKS = "\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 # NUL, a byte order mark, spaces of all kinds, joiners, combining marks, emoji, right to left.
 ODD = "\0\t \u00a0\u3000\u200b\u200d\ufeff\u0301\u05d0\u0627\u202e\U0001f600\U0001f468\ufffd"
 PLAIN = "one two three four five six seven eight nine ten"
+# Output that Python does not hold back would hide one that nobody flushes.
+CLEAN = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in ("PYTHONUNBUFFERED", "S2S_MODEL", "FORCE_COLOR")
+}
 PATIENCE = 300  # seconds, after which a command that hangs is a failure
 
 characters = st.one_of(
@@ -173,6 +179,21 @@ def test_the_models_could_go_wrong(translator: Make) -> None:
         assert (kind == "characters") == bool(pieces & set(BREAKS))
 
 
+def test_no_line_break_that_a_model_says_comes_out(models: dict[str, Path]) -> None:
+    """A bias makes it say nothing else."""
+    loaded = load_model(models["characters"], torch.device("cpu"))
+    bias = loaded.model.decoder.output.bias
+    for character in BREAKS:
+        piece = loaded.target_tokenizer.encode([f"a{character}a"])[0][-2]
+        with torch.no_grad():
+            bias.zero_()
+            bias[piece] = 1e4
+        found = Translator([loaded]).n_best(["one"], 1)[0][0]
+        assert set(found.pieces) == {character}
+        assert found.text
+        assert not holds_a_break(found.text)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     source=line,
@@ -301,6 +322,7 @@ def test_the_process_gives_what_python_gives(models: dict[str, Path], translator
         [*command, "--batch-size", "7"],
         input="\n".join(lines).encode(),
         capture_output=True,
+        env=CLEAN,
         timeout=PATIENCE,
         check=False,
     )
@@ -372,7 +394,9 @@ def test_bytes_that_are_not_utf8_end_the_command(models: dict[str, Path], transl
     """With the lines before them translated."""
     command = [sys.executable, "-m", "s2s_cli", "translate", "-m", str(models["words"])]
     data = b"one two\n\nten\nzw\xf6lf one\nten\n"
-    done = subprocess.run(command, input=data, capture_output=True, timeout=PATIENCE, check=False)
+    done = subprocess.run(
+        command, input=data, capture_output=True, env=CLEAN, timeout=PATIENCE, check=False
+    )
     expected = translator("words").translate(["one two", "", "ten"])
     assert done.returncode == 1
     assert done.stdout.decode() == "".join(f"{each}\n" for each in expected)
@@ -402,7 +426,9 @@ def test_answers_come_before_the_input_ends(
         os.mkfifo(tmp_path / "in")
         command += ["-i", str(tmp_path / "in")]
     with (
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=CLEAN
+        ) as process,
         killed_if_it_hangs(process),
     ):
         assert process.stdin is not None

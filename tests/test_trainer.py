@@ -342,7 +342,7 @@ def test_perplexity_is_over_all_words_of_the_corpus(
     found = validation.perplexity(model, prepared.validation, load(str(recipe_file), changes))
     assert found == pytest.approx(expected, rel=1e-5)
     mean_of_means = math.exp(sum(means) / len(means))
-    assert abs(mean_of_means - expected) > 0.01 * expected  # which would have been seen
+    assert abs(mean_of_means - expected) > 1e-3 * expected  # a hundred times what is tolerated
 
 
 def test_what_is_reported_is_true_of_the_best_model(
@@ -482,7 +482,12 @@ def test_the_best_model_is_best_at_what_was_selected(
 def test_patience_ends_a_training_that_learns_nothing(
     recipe_file: Path, prepared: Prepared, tmp_path: Path
 ) -> None:
-    stuck = ["optimizer.lr=1e-30", "training.validate_every=3", "training.epochs=50.0"]
+    stuck = [
+        "optimizer.lr=1e-30",
+        "training.validate_every=3",
+        "training.save_every=4",  # which is not due where the patience ends
+        "training.epochs=50.0",
+    ]
     recipe = load(str(recipe_file), [*stuck, "training.patience=2"])
     events = train(recipe, prepared, tmp_path / "run")
     validated = [event for event in events if isinstance(event, Validated)]
@@ -605,7 +610,7 @@ def test_killed_while_it_writes_any_file(
     monkeypatch.setattr(checkpoint, "save_file", dying)
     train(recipe, prepared, tmp_path / "whole")
     writes = next(count)
-    assert writes >= 3 + 2 * 4  # three validations, of which one at least is best; four saves
+    assert writes >= 1 + 2 * 4  # one validation at least is the best so far; four saves
     for place in range(writes):
         count, die_at = itertools.count(), place
         with pytest.raises(Killed):
@@ -841,16 +846,17 @@ def test_bf16_is_close_to_fp32_and_keeps_fp32_weights(
         "training.epochs=2.0",
         "optimizer.lr=0.2",
     ]
-    curves = {}
+    curves, perplexities = {}, {}
     for precision in ("fp32", "bf16"):
         recipe = load(str(recipe_file), [*changes, f"training.precision={precision}"])
         events = train(recipe, prepared, tmp_path / precision)
-        curves[precision] = [
-            (event.loss, event.norm) for event in events if isinstance(event, Progress)
-        ] + [(event.perplexity, 1.0) for event in events if isinstance(event, Validated)]
+        progress = [event for event in events if isinstance(event, Progress)]
+        curves[precision] = [(event.loss, event.norm) for event in progress]
+        perplexities[precision] = [e.perplexity for e in events if isinstance(e, Validated)]
         assert isinstance(events[0], Started)
         assert events[0].precision == precision
-    assert curves["bf16"] != curves["fp32"]
+    assert curves["bf16"][0] != curves["fp32"][0]
+    assert perplexities["bf16"] == pytest.approx(perplexities["fp32"], rel=0.01)
     for (loss, norm), (other_loss, other_norm) in zip(*curves.values(), strict=True):
         assert other_loss == pytest.approx(loss, rel=0.01)
         assert other_norm == pytest.approx(norm, rel=0.1)

@@ -2,14 +2,16 @@
 
     python make.py
 
-Lengths are drawn uniformly, but no string stands twice in the three files together: the 20 of one
-symbol are all in train, which is made first.
+Lengths of dev and test are drawn uniformly; train has as many again of the longest as make up for
+there being nothing longer to learn from. No string stands twice in the three files together: the 20
+of one symbol are all in train, which is made first.
 """
 
 import random
 from pathlib import Path
 
 SYMBOLS = "abcdefghijklmnopqrst"
+LONGEST = 20
 SIZES = {"train": 60_000, "dev": 500, "test": 500}
 
 
@@ -19,8 +21,10 @@ def main() -> None:
     seen: set[str] = set()
     for split, size in SIZES.items():
         strings: list[str] = []
+        drawn_up_to = LONGEST + 3 if split == "train" else LONGEST
         while len(strings) < size:
-            string = " ".join(generator.choices(SYMBOLS, k=generator.randint(1, 20)))
+            length = min(LONGEST, generator.randint(1, drawn_up_to))
+            string = " ".join(generator.choices(SYMBOLS, k=length))
             if string not in seen:
                 seen.add(string)
                 strings.append(string)
