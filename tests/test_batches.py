@@ -150,7 +150,7 @@ def test_every_pair_comes_once_an_epoch(unit: str, size: int, pool: int) -> None
 @given(
     pairs=PAIRS,
     unit=st.sampled_from(["sentences", "tokens"]),
-    size=st.integers(1, 40),
+    size=st.integers(1, 12),
     pool=st.integers(1, 4),
     epoch=st.integers(0, 5),
 )

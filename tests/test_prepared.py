@@ -483,6 +483,11 @@ def doubled(path: Path) -> None:
     path.write_bytes(2 * path.read_bytes())
 
 
+def replaced(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared corpus to copy and damage."""
@@ -491,7 +496,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(made(keys(*splits)), folder / "made").folder
 
 
-DAMAGES = [missing, emptied, halved, torn, doubled]
+DAMAGES = [missing, emptied, halved, torn, doubled, replaced]
 # Without its last LF a text has as many lines as before.
 HARMLESS = [("validation.target.txt", torn)]
 

@@ -22,11 +22,13 @@ def command(
 
     Prints the folder. A second run finds the corpus and only reports.
     """
-    from s2s_cli.core import prepared
     from s2s_cli.core.recipe import load
 
     terminal = Terminal(quiet)
     checked = load(recipe, set_ or ())
+
+    from s2s_cli.core import prepared
+
     found = prepared.prepare(checked, Path(out) if out else None, terminal.stage)
     for line in prepared.report(found):
         terminal.note(line)

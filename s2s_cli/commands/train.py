@@ -36,25 +36,28 @@ def command(
 
     The same command goes on from the last checkpoint. Prints the folder of the run.
     """
-    from s2s_cli.core import prepared
     from s2s_cli.core.recipe import load
 
     terminal = Terminal(quiet, verbose)
     checked = load(recipe, set_ or ())
 
+    # After the recipe, whose mistakes need not wait for these.
+    from s2s_cli.core import prepared
     from s2s_cli.core.device import find_device, set_threads
     from s2s_cli.core.events import Finished, Log
-    from s2s_cli.core.trainer import Trainer
+    from s2s_cli.core.trainer import Trainer, check_run
 
     place = find_device(device)
     set_threads(threads)
-    corpus = prepared.prepare(checked, notify=terminal.stage)
     folder = Path(run) if run else Path("runs") / checked.name
+    check_run(folder, checked)  # preparing may take hours
+    corpus = prepared.prepare(checked, notify=terminal.stage)
     trainer = Trainer(checked, corpus, folder, place)
     if ended := trainer.reason_to_end():
+        key = {"updates": "max_updates"}.get(ended, ended)
         terminal.note(
             f"{folder} is finished ({ended}, update {trainer.place.update:,}); "
-            "--run NEW trains it again, more training.epochs go on with it"
+            f"--run NEW trains it again, a larger training.{key} goes on with it"
         )
         print(folder)
         return
@@ -67,9 +70,9 @@ def command(
         for event in trainer.train(lambda: bool(received)):
             screen.show(event)
             log.write(event)
-            finished = event
+            latest = event
     print(folder)
-    if isinstance(finished, Finished) and finished.reason == "stopped":
+    if isinstance(latest, Finished) and latest.reason == "stopped":
         raise typer.Exit(128 + received[0])
 
 
@@ -82,7 +85,12 @@ def _signals() -> Iterator[list[int]]:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A signal that is ignored from outside (nohup, a background job) stays ignored.
+    before = {
+        number: signal.signal(number, receive)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield received
     finally:

@@ -119,7 +119,9 @@ def _read(path: Path, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]
             f"{path} is damaged, cut short, or not a model file ({error})\n"
             "copy it again, or use another checkpoint of the run"
         ) from None
-    if header.get("format", 0) > FORMAT:
+    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+        raise ModelError(f"{path} is damaged: its header is not that of a model of s2s")
+    if header["format"] > FORMAT:
         raise ModelError(
             f"{path} has format {header['format']}, written by s2s {header.get('s2s')}; this is "
             f"s2s {__version__}, which reads up to format {FORMAT}\ninstall that version"

@@ -27,6 +27,9 @@ def find_device(name: str) -> torch.device:
             f"--device {name}: this machine has no such CUDA device; {there}\n"
             "use --device cpu or auto"
         )
+    # torch lets cuDNN's recurrent layers round fp32 to TF32 by default, to about 1e-3; then what a
+    # sentence is batched with could change its translation.
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda", int(number or 0))
 
 
@@ -45,7 +48,5 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "fp32":
         return contextlib.nullcontext()
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise DeviceError(
-            f"{torch.cuda.get_device_name(device)} has no bf16\nset training.precision to fp32"
-        )
+        raise DeviceError(f"{torch.cuda.get_device_name(device)} has no bf16\nuse precision fp32")
     return torch.autocast(device.type, torch.bfloat16)

@@ -158,14 +158,19 @@ def _joined(parts: Sequence[Sequence[Translation]]) -> list[Translation]:
 
 
 def _check_fits(first: ModelFile, other: ModelFile) -> None:
-    for side in ("source", "target"):
-        ours, theirs = getattr(first, f"{side}_tokenizer"), getattr(other, f"{side}_tokenizer")
+    pairs = {
+        "source": (first.source_tokenizer, other.source_tokenizer),
+        "target": (first.target_tokenizer, other.target_tokenizer),
+    }
+    for side, (ours, theirs) in pairs.items():
         if ours.to_bytes() != theirs.to_bytes():
             raise ModelError(
                 f"{first.path} and {other.path} have different {side} vocabularies "
                 f"({ours.size:,} and {theirs.size:,} entries)\n"
                 "an ensemble needs models trained on one prepared corpus"
             )
+    if first.recipe.tokenizer != other.recipe.tokenizer:
+        raise ModelError(f"{first.path} and {other.path} have different tokenizers ([tokenizer])")
     if first_word(first.recipe) != first_word(other.recipe):
         raise ModelError(
             f"{first.path} and {other.path} start from different symbols (model.decoder.start)"

@@ -61,7 +61,8 @@ def unreadable(where: str, error: Exception) -> DataError:
     """The error for a file that cannot be read."""
     if isinstance(error, EOFError | zlib.error | gzip.BadGzipFile):
         return DataError(f"{where} is not a whole gzip file: {error}")
-    return DataError(f"cannot read {where}: {getattr(error, 'strerror', None) or error}")
+    reason = error.strerror if isinstance(error, OSError) else None
+    return DataError(f"cannot read {where}: {reason or error}")
 
 
 def _open(path: str) -> BinaryIO:

@@ -145,7 +145,14 @@ def contents(spec: Spec) -> list[str]:
         case HubDataset():
             folder = Path(spec.dataset)
             if folder.is_dir():
-                return [_sha256(str(file)) for file in sorted(folder.rglob("*")) if file.is_file()]
+                return [
+                    f"{name} {_sha256(str(folder / name))}"
+                    for name in sorted(
+                        file.relative_to(folder) for file in folder.rglob("*") if file.is_file()
+                    )
+                    # What begins with a dot is a downloader's notes, not data.
+                    if not any(part.startswith(".") for part in name.parts)
+                ]
             return [spec.dataset, spec.revision]
         case _:
             assert_never(spec)

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -55,7 +56,7 @@ class PackedText:
         ids: list[int] = self.ids[self.offsets[index] : self.offsets[index + 1]].tolist()
         return ids
 
-    @property
+    @cached_property
     def lengths(self) -> Offsets:
         """Tokens of each sentence. [sentences]"""
         return numpy.diff(self.offsets)

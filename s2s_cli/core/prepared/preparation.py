@@ -70,7 +70,8 @@ def prepare(recipe: Recipe, folder: Path | None = None, notify: Notify | None = 
 
     Args:
         recipe: its `[data]` and `[tokenizer]` are used.
-        folder: where to; by default `data.prepared`, else `prepared/NAME-FINGERPRINT`.
+        folder: where to; by default `data.prepared`, else what is there of this
+            fingerprint below `prepared/`, else `prepared/NAME-FINGERPRINT`.
         notify: called with a stage's name and the number of pairs it has done.
 
     Raises:
@@ -78,19 +79,9 @@ def prepare(recipe: Recipe, folder: Path | None = None, notify: Notify | None = 
         RecipeError: the tokenizer cannot be made as asked.
     """
     wanted = fingerprint(recipe)
-    if folder is None:
-        named = Path("prepared") / f"{recipe.name}-{wanted}"
-        folder = Path(recipe.data.prepared) if recipe.data.prepared else named
+    folder = folder or _default_folder(recipe, wanted)
     if folder.exists():
-        if not folder.is_dir():
-            raise DataError(f"{folder} is a file; prepare into a folder (--out or data.prepared)")
-        found = open_prepared(folder)
-        if found.manifest["fingerprint"] != wanted:
-            raise DataError(
-                f"{folder} was prepared from other text, or with another [data] or [tokenizer]\n"
-                "prepare into another folder (--out or data.prepared), or remove this one"
-            )
-        return found
+        return _open_same(folder, wanted)
     # Everything is written beside the folder, and renamed as a whole when it is complete.
     # A process number would not do: in a container every run has the same one.
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
@@ -99,10 +90,32 @@ def prepare(recipe: Recipe, folder: Path | None = None, notify: Notify | None = 
         _write(recipe, partial, wanted, notify or (lambda _stage, _pairs: None))
         partial.rename(folder)
     except OSError as error:
+        if folder.exists():  # somebody else has prepared it in the meantime
+            return _open_same(folder, wanted)
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return open_prepared(folder)
+
+
+def _default_folder(recipe: Recipe, wanted: str) -> Path:
+    if recipe.data.prepared:
+        return Path(recipe.data.prepared)
+    # A recipe of another name may have prepared the same: the arms of an ablation share a corpus.
+    there = sorted(Path("prepared").glob(f"*-{wanted}"))
+    return there[0] if there else Path("prepared") / f"{recipe.name}-{wanted}"
+
+
+def _open_same(folder: Path, wanted: str) -> Prepared:
+    if not folder.is_dir():
+        raise DataError(f"{folder} is a file; prepare into a folder (--out or data.prepared)")
+    found = open_prepared(folder)
+    if found.manifest["fingerprint"] != wanted:
+        raise DataError(
+            f"{folder} was prepared from other text, or with another [data] or [tokenizer]\n"
+            "prepare into another folder (--out or data.prepared), or remove this one"
+        )
+    return found
 
 
 def _write(recipe: Recipe, folder: Path, wanted: str, notify: Notify) -> None:
@@ -123,7 +136,14 @@ def _write(recipe: Recipe, folder: Path, wanted: str, notify: Notify) -> None:
         "name": recipe.name,
         "fingerprint": wanted,
         "data": recipe.data.model_dump(mode="json"),
-        "contents": contents(recipe.data.train),
+        "contents": {
+            split: contents(spec)
+            for split, spec in (
+                ("train", recipe.data.train),
+                ("validation", recipe.data.validation),
+            )
+            if spec
+        },
         "tokenizers": {
             side: {"recipe": spec.model_dump(), "size": tokenizer.size}
             for side, (tokenizer, spec) in zip(SIDES, tokenizers, strict=True)

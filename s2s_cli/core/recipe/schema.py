@@ -109,8 +109,9 @@ class SentencePiece(Table):
     """Subwords or characters by SentencePiece, trained on the training text."""
 
     kind: Literal["unigram", "bpe", "char"] = Field(description="SentencePiece's model type.")
-    vocabulary: Positive = Field(
-        description="Entries in all, the three special symbols counted; the text may give fewer."
+    vocabulary: int = Field(
+        ge=4,
+        description="Entries in all, the three special symbols counted; the text may give fewer.",
     )
     character_coverage: float = Field(
         1.0, gt=0, le=1, description="Share of the text's characters that get an entry."
@@ -127,8 +128,9 @@ class Words(Table):
     """The most frequent words; each other word becomes `<unk>`."""
 
     kind: Literal["words"] = Field(description="Words parted by white space.")
-    vocabulary: Positive = Field(
-        description="Entries in all, the three special symbols counted; the text may give fewer."
+    vocabulary: int = Field(
+        ge=4,
+        description="Entries in all, the three special symbols counted; the text may give fewer.",
     )
     pretokenizer: Literal["none", "moses"] = Field(
         "none", description="`moses`: Moses tokenisation before, detokenisation of the output."

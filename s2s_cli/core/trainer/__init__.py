@@ -1,5 +1,6 @@
 """Training as a generator of events; it resumes by itself and never prints."""
 
 from s2s_cli.core.trainer.loop import Trainer
+from s2s_cli.core.trainer.run import check as check_run
 
-__all__ = ["Trainer"]
+__all__ = ["Trainer", "check_run"]

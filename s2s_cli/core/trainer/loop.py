@@ -76,6 +76,8 @@ class Trainer:
             recipe.training.seed,
         )
         self._batches = self._plan.epoch(self.place.epoch)
+        self._rate = 0.0
+        self._results: dict[str, float] = {}  # of a validation since the last update
         self._restart_interval()
 
     def train(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
@@ -101,6 +103,7 @@ class Trainer:
         reason = self.reason_to_end()
         while not reason:
             ends_epoch = self._update()
+            self._results = {}
             update = self.place.update
             ended = self.reason_to_end()
             reason = ended or ("stopped" if should_stop() else "")
@@ -181,7 +184,6 @@ class Trainer:
         self._loss = torch.zeros((), device=self._device)
         self._norm = torch.zeros((), device=self._device)
         self._words = self._padded = 0
-        self._rate = 0.0
         self._clock = time.perf_counter()
 
     def _progress(self) -> Progress:
@@ -191,12 +193,7 @@ class Trainer:
         # A step along a gradient that is not finite spoils the weights; the loss tells of it only
         # at the next update, when they might have been saved.
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise DivergedError(
-                f"the loss is {loss:g} and the norm of its gradient {norm:g} at update "
-                f"{self.place.update:,}, learning rate {self._rate:g}; "
-                f"{self.folder} keeps its last checkpoint\n"
-                "try a smaller optimizer.lr, a smaller training.clip, or precision fp32"
-            )
+            raise self._diverged(f"the loss is {loss:g} and the norm of its gradient {norm:g}")
         self.place.seconds += seconds
         event = Progress(
             *self._position(),
@@ -209,11 +206,22 @@ class Trainer:
         self._restart_interval()
         return event
 
+    def _diverged(self, what: str) -> DivergedError:
+        kept = (self.folder / checkpoint.STATE).exists()
+        return DivergedError(
+            f"{what} at update {self.place.update:,}, learning rate {self._rate:g}; "
+            + (f"{self.folder} keeps its last checkpoint\n" if kept else "nothing was saved yet\n")
+            + "train again into another --run with a smaller optimizer.lr or training.clip, or in "
+            "fp32"
+        )
+
     def _validate(self, pairs: PackedPairs) -> Validated:
         """Measures, and keeps the model if it is the best so far."""
         started = time.perf_counter()
         self.model.eval()
         perplexity = validation.perplexity(self.model, pairs, self.recipe)
+        if not math.isfinite(perplexity):
+            raise self._diverged(f"the validation perplexity is {perplexity}")
         found: dict[str, float] = {}
         hypotheses: list[str] = []
         references = self.prepared.validation_references
@@ -227,6 +235,7 @@ class Trainer:
         if improved:
             self.place.best = {"update": self.place.update, **results}
             self._save_model(checkpoint.BEST, results)
+        self._results = results
         examples = zip(hypotheses, references, strict=False)
         return Validated(
             *self._position(),
@@ -245,11 +254,19 @@ class Trainer:
             self.model,
             self.recipe,
             (self.prepared.source_tokenizer, self.prepared.target_tokenizer),
-            {"update": update, "epoch": epoch, **results, "data": self._fingerprint},
+            {
+                "update": update,
+                "epoch": epoch,
+                **results,
+                "data": self._fingerprint,
+                "sha256": self.prepared.manifest["contents"],
+            },
         )
 
     def _save(self) -> None:
-        self._save_model(checkpoint.LAST, {})
+        """Writes the state, then the model: a folder with a last model has a state."""
+        if not all(bool(weights.isfinite().all()) for weights in self.model.parameters()):
+            raise self._diverged("weights are no longer finite")
         state = SavedState(
             self.place,
             self.model.state_dict(),
@@ -257,6 +274,7 @@ class Trainer:
             run.random_states(),
         )
         run.save_state(self.folder, state, self._fingerprint)
+        self._save_model(checkpoint.LAST, self._results)
 
 
 def _due(every: int, update: int, otherwise: bool) -> bool:

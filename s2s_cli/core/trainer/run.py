@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from s2s_cli import __version__
-from s2s_cli.core.checkpoint import FORMAT, KEY, STATE, load_tensors, replacing, save_tensors
+from s2s_cli.core.checkpoint import (
+    BEST,
+    FORMAT,
+    KEY,
+    LAST,
+    STATE,
+    load_tensors,
+    replacing,
+    save_tensors,
+)
 from s2s_cli.core.errors import ModelError
 from s2s_cli.core.recipe import Recipe, dump, load
 from s2s_cli.core.recipe.keys import path_keys
@@ -71,7 +80,14 @@ def check(folder: Path, recipe: Recipe) -> None:
     if folder.exists() and not folder.is_dir():
         raise ModelError(f"{folder} is a file; name another run with --run DIR")
     saved = folder / RECIPE
-    if saved.exists():
+    signs = (LOG, STATE, BEST, LAST)
+    if saved.exists() and not any((folder / name).exists() for name in signs):
+        if saved.read_bytes() != dump(recipe).encode():
+            raise ModelError(
+                f"{folder} holds a {RECIPE} and no run; it would be overwritten\n"
+                "name another folder with --run DIR"
+            )
+    elif saved.exists():
         different = list(_differences(load(str(saved)).model_dump(), recipe.model_dump()))
         if different:
             raise ModelError(
@@ -133,9 +149,24 @@ def load_state(folder: Path, fingerprint: str) -> SavedState | None:
     """
     path = folder / STATE
     if not path.exists():
+        if (folder / LAST).exists():  # which is written after the state
+            raise ModelError(
+                f"{folder} holds a trained model, but {STATE}, with which its training could go "
+                "on, is gone\nname another run with --run DIR"
+            )
         return None
     tensors, header = load_tensors(path)
-    if header["fingerprint"] != fingerprint:
+    try:
+        place, groups, learned_from = (
+            Place(**header["place"]),
+            header["groups"],
+            header["fingerprint"],
+        )
+    except (KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path} is not the state of a training ({error})\nname another run with --run DIR"
+        ) from None
+    if learned_from != fingerprint:
         raise ModelError(
             f"{folder} was trained on other text, or with another tokenizer\n"
             "put the text back as it was, or name another run with --run DIR"
@@ -148,8 +179,8 @@ def load_state(folder: Path, fingerprint: str) -> SavedState | None:
     for name, tensor in parts["optimizer"].items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
-    optimizer = {"state": state, "param_groups": header["groups"]}
-    return SavedState(Place(**header["place"]), parts["model"], optimizer, parts["random"])
+    optimizer = {"state": state, "param_groups": groups}
+    return SavedState(place, parts["model"], optimizer, parts["random"])
 
 
 def random_states() -> dict[str, Tensor]:
