@@ -357,7 +357,9 @@ def test_what_is_reported_is_true_of_the_best_model(
     assert again == pytest.approx(best.perplexity, rel=1e-6)
     results = {"update": best.update, "epoch": best.epoch, "perplexity": best.perplexity}
     results |= best.scores
-    assert loaded.header["results"] == {**results, "data": prepared.manifest["fingerprint"]}
+    found = loaded.header["results"]
+    assert {key: found[key] for key in results} == results
+    assert found["data"] == prepared.manifest["fingerprint"]
     assert isinstance(events[-1], Finished)
     assert events[-1].best == {key: results[key] for key in results if key != "epoch"}
     assert set(best.scores) == {"exact", "chrf"}

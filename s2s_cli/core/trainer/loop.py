@@ -15,7 +15,7 @@ import torch
 from s2s_cli.core import checkpoint
 from s2s_cli.core.batches import BatchPlan, make_batch
 from s2s_cli.core.device import autocast
-from s2s_cli.core.errors import DivergedError
+from s2s_cli.core.errors import DivergedError, ModelError
 from s2s_cli.core.events import Event, Finished, Progress, Started, Validated
 from s2s_cli.core.model import Seq2Seq, build
 from s2s_cli.core.prepared import PackedPairs, Prepared
@@ -77,7 +77,6 @@ class Trainer:
         )
         self._batches = self._plan.epoch(self.place.epoch)
         self._rate = 0.0
-        self._results: dict[str, float] = {}  # of a validation since the last update
         self._restart_interval()
 
     def train(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
@@ -99,11 +98,12 @@ class Trainer:
             device=str(self._device),
             precision=settings.precision,
         )
+        if self.place.update:
+            self._mend_last()
         self._restart_interval()
         reason = self.reason_to_end()
         while not reason:
             ends_epoch = self._update()
-            self._results = {}
             update = self.place.update
             ended = self.reason_to_end()
             reason = ended or ("stopped" if should_stop() else "")
@@ -172,6 +172,7 @@ class Trainer:
         self._padded += batch.inputs.numel()
         self._rate = rate
         place.update += 1
+        place.results = {}
         place.batch += 1
         if place.batch < len(self._batches):
             return False
@@ -235,7 +236,7 @@ class Trainer:
         if improved:
             self.place.best = {"update": self.place.update, **results}
             self._save_model(checkpoint.BEST, results)
-        self._results = results
+        self.place.results = results
         examples = zip(hypotheses, references, strict=False)
         return Validated(
             *self._position(),
@@ -274,7 +275,16 @@ class Trainer:
             run.random_states(),
         )
         run.save_state(self.folder, state, self._fingerprint)
-        self._save_model(checkpoint.LAST, self._results)
+        self._save_model(checkpoint.LAST, self.place.results)
+
+    def _mend_last(self) -> None:
+        """Writes the last model again where a kill came between the state and it."""
+        try:
+            written = checkpoint.read_header(self.folder / checkpoint.LAST)["results"]["update"]
+        except (ModelError, KeyError):
+            written = None
+        if written != self.place.update:
+            self._save_model(checkpoint.LAST, self.place.results)
 
 
 def _due(every: int, update: int, otherwise: bool) -> bool:

@@ -50,7 +50,8 @@ class Place:
     """Where a training stands.
 
     update: updates done; epoch and batch: of the next one; waiting: validations since the best;
-    best: the scores of the best model and its update; seconds: spent on updates.
+    best: the scores of the best model and its update; results: of a validation since the last
+    update; seconds: spent on updates.
     """
 
     update: int = 0
@@ -58,6 +59,7 @@ class Place:
     batch: int = 0
     waiting: int = 0
     best: dict[str, float] = field(default_factory=dict)
+    results: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
 
