@@ -366,6 +366,20 @@ def test_what_is_reported_is_true_of_the_best_model(
     assert [reference for _, reference in best.examples] == prepared.validation_references[:3]
 
 
+def test_the_last_model_tells_of_its_own_validation_only(
+    recipe_file: Path, prepared: Prepared, tmp_path: Path
+) -> None:
+    recipe = load(str(recipe_file), BUSY)
+    for more, update, validated in ((7, 7, True), (1, 8, False), (100, 20, True)):
+        events = train(recipe, prepared, tmp_path / "run", stop_after=more)
+        results = read_header(tmp_path / "run" / "last.safetensors")["results"]
+        assert results["update"] == update
+        assert ("perplexity" in results) == validated
+        if validated:
+            *_, last = [event for event in events if isinstance(event, Validated)]
+            assert results["perplexity"] == last.perplexity
+
+
 def test_blank_lines_of_the_validation_text_count(
     recipe_file: Path, corpus: Path, tmp_path: Path
 ) -> None:
