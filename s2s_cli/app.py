@@ -10,7 +10,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 from s2s_cli import __version__
-from s2s_cli.commands import evaluate, info, prepare, recipes, train, translate
+from s2s_cli.commands import average, evaluate, info, prepare, recipes, train, translate
 from s2s_cli.commands.terminal import Terminal
 from s2s_cli.core.errors import S2SError
 
@@ -76,7 +76,7 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-for _command in (prepare, train, translate, evaluate, recipes, info):
+for _command in (prepare, train, translate, evaluate, recipes, info, average):
     app.command(_command.__name__.rpartition(".")[2])(_guarded(_command.command))
 
 

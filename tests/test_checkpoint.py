@@ -255,7 +255,12 @@ def test_a_spoiled_tokenizer_is_damage(saved: Path) -> None:
 def test_a_training_state_is_no_model(tmp_path: Path) -> None:
     """It lies beside the models, so it will be named by mistake."""
     state = run.SavedState(
-        run.Place(), {"w": torch.zeros(1)}, {"state": {}, "param_groups": []}, {}
+        place=run.Place(),
+        model={"w": torch.zeros(1)},
+        average={},
+        optimizer={"state": {}, "param_groups": []},
+        random={},
+        scaler={},
     )
     run.save_state(tmp_path, state, "fingerprint")
     path = tmp_path / checkpoint.STATE

@@ -670,6 +670,16 @@ def test_recipes_are_listed(tmp_path: Path) -> None:
     assert (alone.code, alone.out) == (2, "")
 
 
+def test_recipes_tell_their_parameters(tmp_path: Path) -> None:
+    done = s2s(tmp_path, "recipes", "-v")
+    lines = {line.split()[0]: line for line in done.out.splitlines()}
+    assert lines.keys() == packaged().keys()
+    assert " 384,144,000  Sutskever" in lines["sutskever2014/wmt14-en-fr"]
+    one = s2s(tmp_path, "recipes", "sutskever2014/wmt14-en-fr", "-v")
+    assert (one.code, one.err) == (0, "384,144,000 parameters\n")
+    assert "parameters" not in one.out
+
+
 def test_a_recipe_is_printed_resolved(tmp_path: Path) -> None:
     done = s2s(tmp_path, "recipes", "quickstart", "--set", "training.epochs=2.5")
     assert (done.code, done.err) == (0, "")
@@ -729,7 +739,7 @@ def test_mistakes_in_a_recipe_are_listed(place: Path) -> None:
 
 
 def test_a_missing_recipe(place: Path) -> None:
-    assert_message(s2s(place, "prepare", "-r", "tiny.tmol"), "`tiny.tmol`", "quickstart")
+    assert_message(s2s(place, "prepare", "-r", "tiny.tmol"), "`tiny.tmol`", "`s2s recipes` lists")
     assert_message(s2s(place, "prepare", "-r", "quikstart"), "did you mean `quickstart`")
     assert_message(s2s(place, "prepare", "-r", "~no-such-user/tiny.toml"), "~no-such-user")
 

@@ -3,7 +3,6 @@
 # B batch, S source steps, T target steps, L layers, E embedding, H hidden, V vocabulary
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy
@@ -171,7 +170,7 @@ def test_loss_is_the_sum_over_all_words_and_eos(cell: str, reverse: bool, start:
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
 
 
-# --- the encoder's last state against packed sequences ---------------------------------------
+# --- reading against packed sequences --------------------------------------------------------
 
 LENGTHS = {
     "equal": [4, 4, 4],
@@ -186,7 +185,7 @@ LENGTHS = {
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("cell", CELLS)
-def test_last_state_equals_packed_sequences(
+def test_reading_equals_packed_sequences(
     cell: str, layers: int, lengths: list[int], dtype: torch.dtype
 ) -> None:
     torch.manual_seed(3)
@@ -199,9 +198,10 @@ def test_last_state_equals_packed_sequences(
     left.requires_grad_()
     right.requires_grad_()
 
-    state = recurrent.last_state(left, torch.tensor(lengths)).tensors
+    outputs, state = recurrent.read(left, torch.tensor(lengths))
     packed = nn.utils.rnn.pack_padded_sequence(right, torch.tensor(lengths))
-    _, oracle = recurrent.cells(packed)
+    packed_outputs, oracle = recurrent.cells(packed)
+    packed_outputs, _ = nn.utils.rnn.pad_packed_sequence(packed_outputs)
     oracle = oracle if cell == "lstm" else (oracle,)
 
     tolerance = 1e-9 if dtype == torch.float64 else 1e-5
@@ -209,16 +209,22 @@ def test_last_state_equals_packed_sequences(
     assert len(state) == len(oracle)
     for ours, theirs in zip(state, oracle, strict=True):
         torch.testing.assert_close(ours, theirs, **close)
+    # Outputs, moved from the right to the left: at padding both are zero.
+    moved = nn.utils.rnn.pad_sequence([outputs[-n:, row] for row, n in enumerate(lengths)])
+    torch.testing.assert_close(moved, packed_outputs, **close)
+    for row, length in enumerate(lengths):
+        assert not outputs[: steps - length, row].any()
 
-    weights = [torch.randn_like(part) for part in oracle]  # a loss that all of the state enters
+    # A loss that all of the state and all outputs enter.
+    weights = [torch.randn_like(part) for part in (packed_outputs, *oracle)]
     parameters = list(recurrent.parameters())
 
     def gradients(parts: tuple[Tensor, ...], inputs: Tensor) -> list[Tensor]:
         loss = sum((part * weight).sum() for part, weight in zip(parts, weights, strict=True))
         return list(torch.autograd.grad(loss, [*parameters, inputs]))
 
-    *ours, to_left = gradients(state, left)
-    *theirs, to_right = gradients(oracle, right)
+    *ours, to_left = gradients((moved, *state), left)
+    *theirs, to_right = gradients((packed_outputs, *oracle), right)
     for (name, _), one, other in zip(recurrent.named_parameters(), ours, theirs, strict=True):
         # One step from a state of zeros gives the recurrent weights no gradient.
         scale = float(other.abs().max()) or 1.0
@@ -328,65 +334,6 @@ def test_logits_and_loss_are_fp32_in_bf16() -> None:
     torch.testing.assert_close(loss, exact, rtol=0.05, atol=0)
 
 
-# --- start values ----------------------------------------------------------------------------
-
-
-def test_uniform_initialization_reaches_every_parameter() -> None:
-    torch.manual_seed(1)
-    initialization = {"kind": "uniform", "range": 0.08}
-    sizes = {"hidden": 64, "embedding": 64}
-    table = model_table(encoder=sizes, decoder=sizes, initialization=initialization)
-    model = build(table, source_vocabulary=300, target_vocabulary=400)
-    everything = torch.cat([parameter.flatten() for parameter in model.parameters()])
-    assert len(everything) == model.parameter_count()
-    assert everything.abs().max() <= 0.08
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().double().flatten()
-        count = len(values)  # 256 in the smallest bias
-        # Mean and spread of a uniform distribution, within five standard errors.
-        assert abs(values.mean()) < 5 * 0.08 / math.sqrt(3 * count), name
-        square = float((values**2).mean()) / (0.08**2 / 3)
-        assert abs(square - 1) < 5 * math.sqrt(4 / 5 / count), name
-        assert values.abs().max() > 0.08 * (1 - 10 / count), name
-        # No two quarters alike: gates are drawn one by one.
-        assert not torch.equal(*values[: count // 2 * 2].view(2, -1)), name
-
-
-def test_start_values_come_from_torch_s_generator() -> None:
-    table = model_table(initialization={"kind": "uniform", "range": 0.5})
-
-    def drawn(seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        model = build(table, source_vocabulary=10, target_vocabulary=10)
-        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
-    assert torch.equal(drawn(1), drawn(1))
-    assert not torch.equal(drawn(1), drawn(2))
-
-
-def test_forget_bias_is_added_to_the_forget_gates_alone() -> None:
-    def parameters(forget_bias: float) -> dict[str, Tensor]:
-        torch.manual_seed(5)
-        table = model_table(layers=3, initialization={"kind": "torch", "forget_bias": forget_bias})
-        return build(table, source_vocabulary=10, target_vocabulary=10).state_dict()
-
-    plain, biased = parameters(0.0), parameters(3.0)
-    for side in ("encoder", "decoder"):
-        for layer in range(3):
-            stack = f"{side}.recurrent.cells"
-            # torch adds its two biases: together they rise by 3 at the forget gate, the second
-            # quarter, and nowhere else.
-            sums = [
-                values.pop(f"{stack}.bias_ih_l{layer}") + values.pop(f"{stack}.bias_hh_l{layer}")
-                for values in (plain, biased)
-            ]
-            expected = torch.zeros(24)
-            expected[6:12] = 3.0
-            torch.testing.assert_close(sums[1] - sums[0], expected, rtol=1e-5, atol=1e-5)
-    for name, value in plain.items():
-        assert torch.equal(value, biased[name]), name
-
-
 # --- dropout ---------------------------------------------------------------------------------
 # A dropout of nearly one shows where it stands: what depends on the dropped numbers falls silent.
 
@@ -449,8 +396,8 @@ def test_dropout_acts_between_the_layers_only(side: str, cell: str) -> None:
     stack = getattr(model, side).recurrent
     rows = 3
     inputs = torch.randn(4, rows, stack.cells.input_size)
-    outputs, after = stack(inputs, stack.zero_state(rows, inputs))
-    hidden = after.tensors[0]
+    outputs, after = stack.run(inputs, stack.zeros(rows, inputs))
+    hidden = after[0]
 
     def spread(layer: int) -> float:
         """How far the rows' states lie apart."""
@@ -461,7 +408,7 @@ def test_dropout_acts_between_the_layers_only(side: str, cell: str) -> None:
     assert torch.equal(outputs[-1], hidden[1])
     assert outputs.abs().max() > 0.01  # ...and its own output is whole
     model.eval()
-    hidden = stack(inputs, stack.zero_state(rows, inputs))[1].tensors[0]
+    _, (hidden, *_) = stack.run(inputs, stack.zeros(rows, inputs))
     assert spread(1) > 0.1
 
 

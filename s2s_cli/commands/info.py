@@ -31,7 +31,7 @@ def command(
         Terminal().note(f"model: {found.path}")
     facts = {
         "file": found.path,
-        "recipe": f"{found.recipe.name}: {found.recipe.about}",
+        "recipe": ": ".join(filter(None, (found.recipe.name, found.recipe.about))),
         "written by": f"s2s {header['s2s']}, format {header['format']}",
         **header["results"],
         "parameters": f"{network.parameter_count():,}",
@@ -41,7 +41,8 @@ def command(
     }
     width = max(len(name) for name in facts)
     for name, value in facts.items():
-        print(f"{name:{width}}  {value}")
+        told = ", ".join(value) if isinstance(value, list) else value
+        print(f"{name:{width}}  {told}")
     print()
     for name, tensor in network.state_dict().items():
         print(f"{name}  {list(tensor.shape)}")

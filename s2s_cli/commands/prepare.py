@@ -29,7 +29,12 @@ def command(
 
     from s2s_cli.core import prepared
 
-    found = prepared.prepare(checked, Path(out) if out else None, terminal.stage)
+    tokenizers = None
+    if checked.training.start_from:  # loads a model, which takes a while
+        from s2s_cli.core.trainer import other_tokenizers
+
+        tokenizers = other_tokenizers(checked)
+    found = prepared.prepare(checked, Path(out) if out else None, terminal.stage, tokenizers)
     for line in prepared.report(found):
         terminal.note(line)
     print(found.folder)

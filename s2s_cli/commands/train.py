@@ -45,13 +45,15 @@ def command(
     from s2s_cli.core import prepared
     from s2s_cli.core.device import find_device, set_threads
     from s2s_cli.core.events import Finished, Log
-    from s2s_cli.core.trainer import Trainer, check_run
+    from s2s_cli.core.trainer import Trainer, check_run, check_start, other_tokenizers
 
     place = find_device(device)
     set_threads(threads)
     folder = Path(run) if run else Path("runs") / checked.name
     check_run(folder, checked)  # preparing may take hours
-    corpus = prepared.prepare(checked, notify=terminal.stage)
+    check_start(checked, place)
+    tokenizers = other_tokenizers(checked, folder)
+    corpus = prepared.prepare(checked, notify=terminal.stage, tokenizers=tokenizers)
     trainer = Trainer(checked, corpus, folder, place)
     if ended := trainer.reason_to_end():
         key = {"updates": "max_updates"}.get(ended, ended)

@@ -64,6 +64,8 @@ class TrainingScreen:
                     f"{event.updates:,} updates, {event.device}, {event.precision}; "
                     f"{verb} update {event.update:,}"
                 )
+                for note in event.notes:
+                    self._terminal.note(note)
             case Progress():
                 facts = (
                     f"loss {event.loss:.3f}, {event.words_per_second:,.0f} words/s, "

@@ -7,8 +7,11 @@ falling source length and the source is padded on the left, so that every row en
 step; the encoder needs both (see `core.model.recurrent`).
 """
 
+import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import numpy
 import numpy.typing
@@ -16,9 +19,13 @@ import torch
 from torch import Tensor
 
 from s2s_cli.core.prepared import PackedPairs, PackedText
+from s2s_cli.core.recipe.schema import Curriculum
 from s2s_cli.core.tokenizer import EOS
 
 Indices = numpy.typing.NDArray[numpy.int64]
+Shares = numpy.typing.NDArray[numpy.float64]
+
+CURRICULUM_POOL = 20  # batches, at most, that share a competence and are sorted together
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,20 @@ def make_batch(pairs: PackedPairs, rows: Indices, *, reverse: bool, start: int) 
     )
 
 
+def competence(curriculum: Curriculum, update: int) -> float:
+    """c(t), the share of pairs that may be drawn (Platanios et al. 2019)."""
+    start = curriculum.start
+    if update >= curriculum.updates:
+        return 1.0  # which the quotients below may miss by a rounding
+    match curriculum.competence:
+        case "linear":
+            return update * (1 - start) / curriculum.updates + start
+        case "root":
+            return math.sqrt(update * (1 - start**2) / curriculum.updates + start**2)
+        case _:
+            assert_never(curriculum.competence)
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """Which pairs come together in which update.
@@ -123,6 +144,8 @@ class BatchPlan:
     (source, target) length and cut into batches, and the batches shuffled again (Sutskever et al.
     2014, section 3.4: sentences of a minibatch roughly of the same length). A plan is a function
     of (seed, epoch) alone, so a batch's number is all that resuming has to remember.
+
+    With a curriculum the pairs of an update are drawn from those easy enough, until all are.
 
     unit: `sentences` or `tokens`; size: of a batch, in units. A batch of tokens holds as many
     pairs as fit when the longer side, EOS counted, is padded to the longest of the batch.
@@ -133,19 +156,60 @@ class BatchPlan:
     size: int
     pool: int
     seed: int
+    curriculum: Curriculum | None = None
 
     def epoch(self, number: int) -> list[Indices]:
-        """The batches of an epoch, each the places of its pairs."""
+        """The batches of an epoch, each the places of its pairs.
+
+        With a curriculum that has not come to its end an epoch has as many batches, drawn from the
+        pairs that are easy enough.
+        """
         generator = numpy.random.default_rng((self.seed, number))
         order = generator.permutation(len(self.pairs))
-        sources, targets = self.pairs.source.lengths, self.pairs.target.lengths
         pool = self.pool * self._sentences()
         batches: list[Indices] = []
         for start in range(0, len(order), pool):
-            rows = order[start : start + pool]
-            rows = rows[numpy.lexsort((targets[rows], sources[rows]))]
-            batches.extend(self._cut(rows, numpy.maximum(sources[rows], targets[rows]) + 1))
-        return [batches[place] for place in generator.permutation(len(batches))]
+            batches.extend(self._sorted(order[start : start + pool]))
+        batches = [batches[place] for place in generator.permutation(len(batches))]
+        first = number * len(batches)
+        if self.curriculum is None or competence(self.curriculum, first) >= 1:
+            return batches
+        return list(self._easy_first(self.curriculum, generator, first, len(batches)))
+
+    def _easy_first(
+        self, curriculum: Curriculum, generator: numpy.random.Generator, first: int, count: int
+    ) -> Iterator[Indices]:
+        """The batches of updates `first` to `first + count` of a curriculum."""
+        done = 0
+        while done < count:
+            level = competence(curriculum, first + done)
+            # At least a batch's worth: c0 may be less than that.
+            easy = numpy.flatnonzero(self._difficulty <= level)
+            if len(easy) < self.size:
+                easy = numpy.argsort(self._difficulty, kind="stable")[: self.size]
+            # No pair twice: sorted by length, a batch would be made of copies of a few.
+            number = min(self.pool, CURRICULUM_POOL, count - done, max(1, len(easy) // self.size))
+            batches = list(self._sorted(generator.permutation(easy)[: number * self.size]))
+            yield from (batches[place] for place in generator.permutation(len(batches)))
+            done += number
+
+    @functools.cached_property
+    def _difficulty(self) -> Shares:
+        """For each pair the share of pairs that are not harder (Platanios et al. 2019, 3.1)."""
+        source = self.pairs.source
+        numbers = source.lengths.astype(numpy.float64)
+        if self.curriculum and self.curriculum.difficulty == "rarity":
+            counts = numpy.bincount(source.ids)
+            rarity = -numpy.log(numpy.maximum(counts, 1) / len(source.ids))
+            sums = numpy.concatenate([[0.0], numpy.cumsum(rarity[source.ids])])
+            numbers = numpy.diff(sums[source.offsets])
+        return numpy.searchsorted(numpy.sort(numbers), numbers, side="right") / len(numbers)
+
+    def _sorted(self, rows: Indices) -> Iterator[Indices]:
+        """A pool's batches, by (source, target) length."""
+        sources, targets = self.pairs.source.lengths, self.pairs.target.lengths
+        rows = rows[numpy.lexsort((targets[rows], sources[rows]))]
+        return self._cut(rows, numpy.maximum(sources[rows], targets[rows]) + 1)
 
     def _sentences(self) -> int:
         if self.unit == "sentences":

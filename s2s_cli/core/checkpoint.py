@@ -25,17 +25,12 @@ from s2s_cli import __version__
 from s2s_cli.core.errors import ModelError, RecipeError
 from s2s_cli.core.model import Seq2Seq, build
 from s2s_cli.core.recipe import Recipe, parse
-from s2s_cli.core.recipe.schema import (
-    SentencePiece,
-    SeparateTokenizers,
-    SharedTokenizer,
-    Words,
-)
 from s2s_cli.core.tokenizer import Tokenizer, restore
 
 FORMAT = 1
 KEY = "s2s"
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.safetensors"
+KEPT = "kept"  # a folder in a run's
 
 
 @dataclass(frozen=True)
@@ -129,15 +124,6 @@ def _read(path: Path, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]
     return found, header
 
 
-def tokenizer_specs(recipe: Recipe) -> tuple[SentencePiece | Words, SentencePiece | Words]:
-    """What the recipe says of the source's and of the target's tokenizer."""
-    match recipe.tokenizer:
-        case SharedTokenizer(model=model):
-            return model, model
-        case SeparateTokenizers(source=source, target=target):
-            return source, target
-
-
 def save_model(
     path: Path,
     model: Seq2Seq,
@@ -177,6 +163,14 @@ class _WithoutStartValues(TorchFunctionMode):
         return named["tensor"] if function is nn.init.normal_ else function(*args, **named)
 
 
+def outline(recipe: Recipe, source_vocabulary: int, target_vocabulary: int) -> Seq2Seq:
+    """The recipe's network without numbers, on the meta device: its shapes, in no memory."""
+    with torch.device("meta"), _WithoutStartValues():
+        return build(
+            recipe.model, source_vocabulary=source_vocabulary, target_vocabulary=target_vocabulary
+        )
+
+
 def load_model(path: Path, device: torch.device) -> ModelFile:
     """A model file, its model on `device` and in evaluation mode.
 
@@ -191,15 +185,11 @@ def load_model(path: Path, device: torch.device) -> ModelFile:
         )
     try:
         recipe = parse(header["recipe"], f"inside {path}")
-        specs = tokenizer_specs(recipe)
         source, target = (
             restore(tensors.pop(f"{side}.tokenizer").numpy().tobytes(), spec)
-            for side, spec in zip(("source", "target"), specs, strict=True)
+            for side, spec in zip(("source", "target"), recipe.tokenizer.sides, strict=True)
         )
-        with torch.device("meta"), _WithoutStartValues():
-            model = build(
-                recipe.model, source_vocabulary=source.size, target_vocabulary=target.size
-            )
+        model = outline(recipe, source.size, target.size)
         weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
         model.load_state_dict(weights, assign=True)
     except (KeyError, RuntimeError, RecipeError, ModelError) as error:
@@ -234,3 +224,91 @@ def find_model(reference: str | None) -> Path:
         if (path / name).exists():
             return path / name
     raise ModelError(f"the folder {path} holds no {BEST} and no {LAST}")
+
+
+def kept_models(path: Path) -> list[Path]:
+    """The models that a run keeps for averaging, or the one file that `path` is.
+
+    Raises:
+        ModelError: a run that keeps none.
+    """
+    if not path.is_dir():
+        return [path]
+    if found := sorted((path / KEPT).glob("*.safetensors")):
+        return found
+    raise ModelError(
+        f"{path} keeps no models in {KEPT}/\n"
+        "train with --set training.keep_best=5, or name model files"
+    )
+
+
+def average_models(paths: Sequence[Path], target: Path) -> list[Path]:
+    """Writes the model whose weights are the mean of those of the models at `paths`.
+
+    One after another is loaded; the sums are kept in double precision.
+
+    Returns:
+        Those whose training had another beginning than the first's: the mean of networks that were
+        never one is rarely any good.
+
+    Raises:
+        ModelError: a file cannot be read or is named twice, their networks or vocabularies differ,
+            or `target` is a file that a training writes, or cannot be written.
+    """
+    if target.name in (BEST, LAST, STATE) or target.parent.name == KEPT:
+        raise ModelError(f"{target} is a file that a training writes; name another with -o")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ModelError("a model is named twice")
+    cpu = torch.device("cpu")
+    first = load_model(paths[0], cpu)
+    update = first.header["results"]["update"]
+    others = []
+    sums = {name: tensor.double() for name, tensor in first.model.state_dict().items()}
+    for path in paths[1:]:
+        other = load_model(path, cpu)
+        check_vocabularies(first, other, "an average")
+        found = other.model.state_dict()
+        shapes = {name: tensor.shape for name, tensor in found.items()}
+        same = shapes == {name: tensor.shape for name, tensor in sums.items()}
+        if not same or first.recipe.model != other.recipe.model:
+            raise ModelError(
+                f"{first.path} and {other.path} are different networks ([model])\n"
+                "an average needs models of one training"
+            )
+        for name, tensor in found.items():
+            sums[name] += tensor
+        update = max(update, other.header["results"]["update"])
+        if _beginning(other) != _beginning(first):
+            others.append(path)
+    first.model.load_state_dict({name: total / len(paths) for name, total in sums.items()})
+    tokenizers = (first.source_tokenizer, first.target_tokenizer)
+    results = {"update": update, "averaged": [str(path) for path in paths]}
+    save_model(target, first.model, first.recipe, tokenizers, results)
+    return others
+
+
+def _beginning(model: ModelFile) -> tuple[Any, ...]:
+    """What makes two models ones of the same training: text, seed, and start."""
+    training = model.recipe.training
+    return model.header["results"].get("data"), training.seed, training.start_from
+
+
+def check_vocabularies(first: ModelFile, other: ModelFile, purpose: str) -> None:
+    """Makes sure that two models know the same words on both sides.
+
+    Raises:
+        ModelError: they do not; `purpose` names what needs it.
+    """
+    pairs = {
+        "source": (first.source_tokenizer, other.source_tokenizer),
+        "target": (first.target_tokenizer, other.target_tokenizer),
+    }
+    for side, (ours, theirs) in pairs.items():
+        if ours.to_bytes() != theirs.to_bytes():
+            raise ModelError(
+                f"{first.path} and {other.path} have different {side} vocabularies "
+                f"({ours.size:,} and {theirs.size:,} entries)\n"
+                f"{purpose} needs models trained on one prepared corpus"
+            )
+    if first.recipe.tokenizer != other.recipe.tokenizer:
+        raise ModelError(f"{first.path} and {other.path} have different tokenizers ([tokenizer])")

@@ -43,10 +43,12 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     """A context in which products are computed in `precision`, weights staying in fp32.
 
     Raises:
-        DeviceError: a CUDA device that has no bf16.
+        DeviceError: a CUDA device that has no bf16, or fp16 on a CPU.
     """
     if precision == "fp32":
         return contextlib.nullcontext()
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if precision == "fp16" and device.type == "cpu":
+        raise DeviceError("precision fp16 needs a CUDA device; here, use bf16 or fp32")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise DeviceError(f"{torch.cuda.get_device_name(device)} has no bf16\nuse precision fp32")
-    return torch.autocast(device.type, torch.bfloat16)
+    return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16)

@@ -25,7 +25,7 @@ class Started(Event):
     """The training begins, or goes on after `update` updates.
 
     parameters: numbers that are learned; batches: in an epoch; updates: in all, if nothing stops
-    it earlier.
+    it earlier; notes: on what it begins with, for a person.
     """
 
     parameters: int
@@ -34,15 +34,16 @@ class Started(Event):
     updates: int
     device: str
     precision: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Progress(Event):
     """Some updates, since the last of these events.
 
-    loss: nats a target word; norm: of the gradient, before clipping, of the last update;
-    words_per_second: target words, EOS counted, validation not; padding: share of the padded
-    target that is no word.
+    loss: nats a target word, as trained on: with label smoothing and the decoder's own words;
+    norm: of the gradient, before clipping, of the last update; words_per_second: target words, EOS
+    counted, validation not; padding: share of the padded target that is no word.
     """
 
     loss: float

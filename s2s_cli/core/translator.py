@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from s2s_cli.core.checkpoint import ModelFile, find_model, load_model
+from s2s_cli.core.checkpoint import ModelFile, check_vocabularies, find_model, load_model
 from s2s_cli.core.device import find_device
 from s2s_cli.core.errors import ModelError
 from s2s_cli.core.recipe.schema import Recipe, Search
@@ -158,19 +158,7 @@ def _joined(parts: Sequence[Sequence[Translation]]) -> list[Translation]:
 
 
 def _check_fits(first: ModelFile, other: ModelFile) -> None:
-    pairs = {
-        "source": (first.source_tokenizer, other.source_tokenizer),
-        "target": (first.target_tokenizer, other.target_tokenizer),
-    }
-    for side, (ours, theirs) in pairs.items():
-        if ours.to_bytes() != theirs.to_bytes():
-            raise ModelError(
-                f"{first.path} and {other.path} have different {side} vocabularies "
-                f"({ours.size:,} and {theirs.size:,} entries)\n"
-                "an ensemble needs models trained on one prepared corpus"
-            )
-    if first.recipe.tokenizer != other.recipe.tokenizer:
-        raise ModelError(f"{first.path} and {other.path} have different tokenizers ([tokenizer])")
+    check_vocabularies(first, other, "an ensemble")
     if first_word(first.recipe) != first_word(other.recipe):
         raise ModelError(
             f"{first.path} and {other.path} start from different symbols (model.decoder.start)"

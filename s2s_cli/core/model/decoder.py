@@ -1,43 +1,221 @@
-"""The writers of the target, all of one shape: `start(encoded)`, `forward(words, state)`.
+"""Writers of the target that need not loop: the whole target goes through each layer in one call.
 
-# B batch, T target steps, E embedding, H hidden, V vocabulary
+All decoders have one shape: `start(encoded)` gives the state before the first word, and
+`forward(words, state)` reads words, all of them in training and one in search, and gives features
+for `output`, the softmax.
+
+# B batch, T target steps, E embedding, H hidden, C context, F features
 """
 
+from dataclasses import dataclass, replace
+from typing import Generic, Protocol, Self, TypeVar
+
+import torch
 from torch import Tensor, nn
 
-from s2s_cli.core.model.encoder import Encoded
-from s2s_cli.core.model.recurrent import Recurrent, RecurrentState
+from s2s_cli.core.model.attention import Attention, MultiHeadAttention, Source
+from s2s_cli.core.model.bridge import Encoded
+from s2s_cli.core.model.cells import Parts
+from s2s_cli.core.model.dropout import Dropout, Masks
+from s2s_cli.core.model.embedding import Embedding
+from s2s_cli.core.model.output import Output
+from s2s_cli.core.model.readout import Readout
+from s2s_cli.core.model.recurrent import LayerStack, Recurrent, RecurrentState
 
 
-class PlainDecoder(nn.Module):
-    """Knows the source through its first state alone (Sutskever et al. 2014, section 2).
+class State(Protocol):
+    """What a decoder remembers of each row."""
 
-    Nothing that it computes at one step depends on its own output at another, so the whole
-    target goes through the fused kernel in one call.
+    def select(self, rows: Tensor) -> Self:
+        """The state of these rows, in this order, repeats allowed. rows: [R]"""
+        ...
+
+
+class Bridge(Protocol):
+    """Gives the parts of the decoder's first state, each [L, B, H]."""
+
+    def __call__(self, encoded: Encoded, /) -> Parts:
+        """From what the encoder read."""
+        ...
+
+
+S = TypeVar("S", bound=State)
+R = TypeVar("R", bound=Recurrent | LayerStack)
+
+
+@dataclass(frozen=True)
+class DecoderParts:
+    """What all decoders are put together from, beside their layers."""
+
+    embedding: Embedding
+    bridge: Bridge
+    readout: Readout
+    output: Output
+    embedding_dropout: Dropout
+    output_dropout: Dropout
+
+
+class Decoder(nn.Module, Generic[S, R]):
+    """What all decoders have: word vectors, layers, a first state, a readout and a softmax."""
+
+    def __init__(self, parts: DecoderParts, recurrent: R) -> None:
+        super().__init__()
+        self.embedding = parts.embedding
+        self.recurrent = recurrent
+        self.bridge = parts.bridge
+        self.readout = parts.readout
+        self.output = parts.output
+        self.embedding_dropout = parts.embedding_dropout
+        self.output_dropout = parts.output_dropout
+
+    def start(self, encoded: Encoded) -> S:
+        """The state before the first word."""
+        raise NotImplementedError
+
+    def forward(self, words: Tensor, state: S) -> tuple[Tensor, S]:
+        """Reads `words` [T, B]; features [T, B, F] for the softmax, and the state after."""
+        raise NotImplementedError
+
+    def first(self, encoded: Encoded) -> RecurrentState:
+        """The layers' first state, and the masks of dropouts that stay the same over time."""
+        like = encoded.summary
+        masks = Masks(
+            self.embedding_dropout.mask(like, self.embedding.embedding_dim),
+            self.recurrent.masks(like),
+            self.output_dropout.mask(like, self.readout.features),
+        )
+        # A state that a bridge has made in the precision of autocast would stay in it step by step.
+        kind = next(self.recurrent.parameters()).dtype
+        return RecurrentState(tuple(part.to(kind) for part in self.bridge(encoded)), masks)
+
+    def vectors(self, words: Tensor, masks: Masks) -> Tensor:
+        """The vectors of `words` [T, B], some of their numbers dropped: [T, B, E]"""
+        vectors: Tensor = self.embedding_dropout(self.embedding(words), masks.words)
+        return vectors
+
+    def dropped(self, features: Tensor, masks: Masks) -> Tensor:
+        """The features, some of them dropped."""
+        dropped: Tensor = self.output_dropout(features, masks.features)
+        return dropped
+
+
+def before(outputs: Tensor, state: RecurrentState) -> Tensor:
+    """The last layer's state before each step, [T, B, H], from that after each step."""
+    return torch.cat([state.top[None].to(outputs.dtype), outputs[:-1]])
+
+
+class PlainDecoder(Decoder[RecurrentState, Recurrent | LayerStack]):
+    """Knows the source through its first state alone (Sutskever et al. 2014, section 2)."""
+
+    def start(self, encoded: Encoded) -> RecurrentState:
+        """The state before the first word."""
+        return self.first(encoded)
+
+    def forward(self, words: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """Reads `words` [T, B]; features [T, B, F] for the softmax, and the state after."""
+        vectors = self.vectors(words, state.masks)
+        outputs, after = self.recurrent(vectors, state)
+        features = self.readout(outputs, before(outputs, state), vectors, None)
+        return self.dropped(features, state.masks), after
+
+
+@dataclass(frozen=True)
+class PeekyState:
+    """The layers' state, and the context, [B, C], which stays as it is."""
+
+    recurrent: RecurrentState
+    context: Tensor
+
+    def select(self, rows: Tensor) -> "PeekyState":
+        """The states of these rows."""
+        return PeekyState(self.recurrent.select(rows), self.context.index_select(0, rows))
+
+
+class PeekyDecoder(Decoder[PeekyState, Recurrent | LayerStack]):
+    """Sees a summary of the source at every step (Cho et al. 2014, section 2.2).
+
+    summary: the matrix V of the context tanh(V h); without it the context is the encoder's last
+    state itself.
     """
 
     def __init__(
         self,
+        parts: DecoderParts,
+        recurrent: Recurrent | LayerStack,
         *,
-        vocabulary: int,
-        embedding: int,
-        recurrent: Recurrent,
-        embedding_dropout: float,
-        output_dropout: float,
+        to_cell: bool,
+        to_readout: bool,
+        summary: nn.Linear | None,
     ) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(vocabulary, embedding)
-        self.embedding_dropout = nn.Dropout(embedding_dropout)
-        self.recurrent = recurrent
-        self.output_dropout = nn.Dropout(output_dropout)
-        self.output = nn.Linear(recurrent.cells.hidden_size, vocabulary)
+        super().__init__(parts, recurrent)
+        self.to_cell, self.to_readout = to_cell, to_readout
+        self.summary = summary
 
-    def start(self, encoded: Encoded) -> RecurrentState:
-        """The state before the first word: every layer takes over its twin's h and c unchanged."""
-        return encoded.state
+    def start(self, encoded: Encoded) -> PeekyState:
+        """The state before the first word."""
+        if self.summary is not None:
+            encoded = replace(encoded, summary=torch.tanh(self.summary(encoded.summary)))
+        return PeekyState(self.first(encoded), encoded.summary)
 
-    def forward(self, words: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
-        """Reads `words` [T, B]; features [T, B, H] for the output layer, and the state after."""
-        vectors = self.embedding_dropout(self.embedding(words))
-        features, state = self.recurrent(vectors, state)
-        return self.output_dropout(features), state
+    def forward(self, words: Tensor, state: PeekyState) -> tuple[Tensor, PeekyState]:
+        """Reads `words` [T, B]; features [T, B, F] for the softmax, and the state after."""
+        masks = state.recurrent.masks
+        vectors = self.vectors(words, masks)
+        context = state.context.expand(len(words), -1, -1)
+        inputs = torch.cat([vectors, context], -1) if self.to_cell else vectors
+        outputs, after = self.recurrent(inputs, state.recurrent)
+        features = self.readout(
+            outputs,
+            before(outputs, state.recurrent),
+            vectors,
+            context if self.to_readout else None,
+        )
+        return self.dropped(features, masks), replace(state, recurrent=after)
+
+
+@dataclass(frozen=True)
+class AttentionState:
+    """The layers' state, the source, and what goes to the next step's input.
+
+    fed: features [B, F], a context [B, C], or nothing [B, 0].
+    """
+
+    recurrent: RecurrentState
+    source: Source
+    fed: Tensor
+
+    def select(self, rows: Tensor) -> "AttentionState":
+        """The states of these rows."""
+        return AttentionState(
+            self.recurrent.select(rows), self.source.select(rows), self.fed.index_select(0, rows)
+        )
+
+
+class AttentionDecoder(Decoder[AttentionState, Recurrent | LayerStack]):
+    """The state after a step asks, and nothing of the context comes back to the layers.
+
+    Luong et al. 2015, section 3.1, without input feeding.
+    """
+
+    def __init__(
+        self,
+        parts: DecoderParts,
+        recurrent: Recurrent | LayerStack,
+        attention: Attention | MultiHeadAttention,
+    ) -> None:
+        super().__init__(parts, recurrent)
+        self.attention = attention
+
+    def start(self, encoded: Encoded) -> AttentionState:
+        """The state before the first word."""
+        nothing = encoded.summary[:, :0]
+        return AttentionState(self.first(encoded), self.attention.prepare(encoded), nothing)
+
+    def forward(self, words: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+        """Reads `words` [T, B]; features [T, B, F] for the softmax, and the state after."""
+        masks = state.recurrent.masks
+        vectors = self.vectors(words, masks)
+        outputs, after = self.recurrent(vectors, state.recurrent)
+        contexts, _ = self.attention(outputs, state.source)
+        features = self.readout(outputs, before(outputs, state.recurrent), vectors, contexts)
+        return self.dropped(features, masks), replace(state, recurrent=after)

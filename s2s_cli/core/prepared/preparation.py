@@ -40,19 +40,21 @@ from s2s_cli.core.tokenizer import UNKNOWN, Tokenizer, train
 CHUNK = 10_000  # pairs encoded at a time
 
 Notify = Callable[[str, int], None]
+Tokenizers = tuple[Tokenizer, Tokenizer]
 
 
-def fingerprint(recipe: Recipe) -> str:
+def fingerprint(recipe: Recipe, tokenizers: Tokenizers | None = None) -> str:
     """Sixteen hexadecimal digits that change with the text, `[data]` or `[tokenizer]`.
 
-    Where the files lie does not count, what they hold does.
+    Where the files lie does not count, what they hold does. `tokenizers` are those of another
+    model, if they are not to be trained.
 
     Raises:
         DataError: a file cannot be read.
     """
     splits = {"train": recipe.data.train, "validation": recipe.data.validation}
     where = {"source", "target", "path", "dataset"}
-    facts = {
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "max_length": recipe.data.max_length.model_dump(),
         "tokenizer": recipe.tokenizer.model_dump(),
@@ -62,10 +64,19 @@ def fingerprint(recipe: Recipe) -> str:
             if spec
         },
     }
+    if tokenizers:
+        facts["tokenizers"] = [
+            hashlib.sha256(tokenizer.to_bytes()).hexdigest() for tokenizer in tokenizers
+        ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def prepare(recipe: Recipe, folder: Path | None = None, notify: Notify | None = None) -> Prepared:
+def prepare(
+    recipe: Recipe,
+    folder: Path | None = None,
+    notify: Notify | None = None,
+    tokenizers: Tokenizers | None = None,
+) -> Prepared:
     """The prepared corpus of a recipe: opened where it is there, made where it is not.
 
     Args:
@@ -73,12 +84,15 @@ def prepare(recipe: Recipe, folder: Path | None = None, notify: Notify | None = 
         folder: where to; by default `data.prepared`, else what is there of this
             fingerprint below `prepared/`, else `prepared/NAME-FINGERPRINT`.
         notify: called with a stage's name and the number of pairs it has done.
+        tokenizers: the source's and the target's of another model; by default they are trained.
 
     Raises:
         DataError: the text cannot be used, or the folder holds something else.
         RecipeError: the tokenizer cannot be made as asked.
     """
-    wanted = fingerprint(recipe)
+    if tokenizers and (same := _prepared_alike(recipe, folder, tokenizers)):
+        return same
+    wanted = fingerprint(recipe, tokenizers)
     folder = folder or _default_folder(recipe, wanted)
     if folder.exists():
         return _open_same(folder, wanted)
@@ -87,7 +101,8 @@ def prepare(recipe: Recipe, folder: Path | None = None, notify: Notify | None = 
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.mkdir(parents=True)
-        _write(recipe, partial, wanted, notify or (lambda _stage, _pairs: None))
+        notify = notify or (lambda _stage, _pairs: None)
+        _write(recipe, partial, wanted, tokenizers or _train_tokenizers(recipe, notify), notify)
         partial.rename(folder)
     except OSError as error:
         if folder.exists():  # somebody else has prepared it in the meantime
@@ -96,6 +111,20 @@ def prepare(recipe: Recipe, folder: Path | None = None, notify: Notify | None = 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return open_prepared(folder)
+
+
+def _prepared_alike(recipe: Recipe, folder: Path | None, tokenizers: Tokenizers) -> Prepared | None:
+    """What was prepared by this recipe with tokenizers of its own, where these are the same."""
+    wanted = fingerprint(recipe)
+    folder = folder or _default_folder(recipe, wanted)
+    if not (folder / MANIFEST).exists():
+        return None
+    found = open_prepared(folder)
+    ours = [found.source_tokenizer.to_bytes(), found.target_tokenizer.to_bytes()]
+    same = found.manifest["fingerprint"] == wanted and ours == [
+        tokenizer.to_bytes() for tokenizer in tokenizers
+    ]
+    return found if same else None
 
 
 def _default_folder(recipe: Recipe, wanted: str) -> Path:
@@ -112,22 +141,25 @@ def _open_same(folder: Path, wanted: str) -> Prepared:
     found = open_prepared(folder)
     if found.manifest["fingerprint"] != wanted:
         raise DataError(
-            f"{folder} was prepared from other text, or with another [data] or [tokenizer]\n"
+            f"{folder} was prepared from other text, or with another [data], [tokenizer] or "
+            "training.start_from\n"
             "prepare into another folder (--out or data.prepared), or remove this one"
         )
     return found
 
 
-def _write(recipe: Recipe, folder: Path, wanted: str, notify: Notify) -> None:
-    tokenizers = _train_tokenizers(recipe, notify)
-    for side, (tokenizer, _) in zip(SIDES, tokenizers, strict=True):
+def _write(
+    recipe: Recipe, folder: Path, wanted: str, tokenizers: Tokenizers, notify: Notify
+) -> None:
+    for side, tokenizer in zip(SIDES, tokenizers, strict=True):
         _write_file(folder / f"{side}.tokenizer", tokenizer.to_bytes())
     pairs = read_pairs(recipe.data.train)
-    sides = (tokenizers[0][0], tokenizers[1][0])
-    splits = {"train": _pack(folder, "train", pairs, sides, recipe.data.max_length, notify)}
+    splits = {"train": _pack(folder, "train", pairs, tokenizers, recipe.data.max_length, notify)}
     if recipe.data.validation:
         validation = list(read_pairs(recipe.data.validation))
-        splits["validation"] = _pack(folder, "validation", iter(validation), sides, None, notify)
+        splits["validation"] = _pack(
+            folder, "validation", iter(validation), tokenizers, None, notify
+        )
         references = "".join(f"{target}\n" for _, target in validation)
         _write_file(folder / REFERENCES, references.encode())
     manifest = {
@@ -146,7 +178,7 @@ def _write(recipe: Recipe, folder: Path, wanted: str, notify: Notify) -> None:
         },
         "tokenizers": {
             side: {"recipe": spec.model_dump(), "size": tokenizer.size}
-            for side, (tokenizer, spec) in zip(SIDES, tokenizers, strict=True)
+            for side, tokenizer, spec in zip(SIDES, tokenizers, recipe.tokenizer.sides, strict=True)
         },
         "splits": splits,
     }
@@ -160,21 +192,20 @@ def _write_file(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _train_tokenizers(
-    recipe: Recipe, notify: Notify
-) -> list[tuple[Tokenizer, SentencePiece | Words]]:
-    """The tokenizer of each side, with what the recipe says of it."""
+def _train_tokenizers(recipe: Recipe, notify: Notify) -> Tokenizers:
+    """The tokenizer of each side."""
     notify("training the tokenizer", 0)
     match recipe.tokenizer:
         case SharedTokenizer(model=spec):
             both = _sampled(itertools.chain.from_iterable(_text(recipe)), spec, 2)
             shared = train(both, spec)
-            return [(shared, spec), (shared, spec)]
+            return shared, shared
         case SeparateTokenizers(source=source, target=target):
-            return [
-                (train(_sampled((pair[side] for pair in _text(recipe)), spec, 1), spec), spec)
+            sources, targets = (
+                train(_sampled((pair[side] for pair in _text(recipe)), spec, 1), spec)
                 for side, spec in enumerate((source, target))
-            ]
+            )
+            return sources, targets
         case _:
             assert_never(recipe.tokenizer)
 
@@ -214,7 +245,7 @@ def _pack(
     folder: Path,
     split: str,
     pairs: Iterator[Pair],
-    tokenizers: tuple[Tokenizer, Tokenizer],
+    tokenizers: Tokenizers,
     max_length: MaxLength | None,
     notify: Notify,
 ) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def _find(reference: str) -> Path:
     names = packaged()
     if reference in names:
         return names[reference]
-    hint = nearest(reference, names) or f"; packaged ones: {', '.join(names)}"
+    hint = nearest(reference, names) or "; `s2s recipes` lists the packaged ones"
     raise RecipeError(f"there is no recipe file and no packaged recipe `{reference}`{hint}")
 
 

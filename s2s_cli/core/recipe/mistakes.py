@@ -20,7 +20,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 def describe(error: ValidationError) -> list[str]:
     """A line for each mistake that pydantic found."""
-    return [_line(details) for details in error.errors()]
+    return [line for details in error.errors() for line in _line(details).split("\n")]
 
 
 def _line(details: ErrorDetails) -> str:
@@ -45,6 +45,8 @@ def _line(details: ErrorDetails) -> str:
             return f"{path} = {_shown(value)}: one of {', '.join(allowed)}{hint}"
         case "string_pattern_mismatch":
             return f"{path} = {_shown(value)}: should match {context['pattern']}"
+        case "too_short":
+            return f"{path} = {_shown(value)}: should have at least {context['min_length']} item"
         case "value_error":
             return str(context["error"])
         case _:

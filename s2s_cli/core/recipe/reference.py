@@ -63,16 +63,30 @@ def reference() -> str:
 
 def _section(paths: list[str], tables: dict[type[Table], list[Key]]) -> Iterable[str]:
     yield f"## {', '.join(_heading(path) for path in paths)}\n"
-    for table, keys in tables.items():
+    rows = {table: {_name(key): _row(key) for key in keys} for table, keys in tables.items()}
+    # What all variants have stands once, after them.
+    first, *others = rows.values()
+    shared = [row for name, row in first.items() if all(each.get(name) == row for each in others)]
+    for table, own in rows.items():
         if kinds := kinds_of(table):
             yield f"### kind = {_either(json.dumps(kind) for kind in kinds)}\n"
         yield f"{(table.__doc__ or '').strip()}\n"
-        yield "| key | type | default | meaning |"
-        yield "|---|---|---|---|"
-        for key in keys:
-            cells = (f"`{_name(key)}`", _type(key), _default(key), key.field.description)
-            yield f"| {' | '.join((cell or '').replace('|', chr(92) + '|') for cell in cells)} |"
-        yield ""
+        yield from _grid(row for row in own.values() if not others or row not in shared)
+    if others and shared:
+        yield "### Every kind\n"
+        yield from _grid(shared)
+
+
+def _grid(rows: Iterable[str]) -> Iterable[str]:
+    yield "| key | type | default | meaning |"
+    yield "|---|---|---|---|"
+    yield from rows
+    yield ""
+
+
+def _row(key: Key) -> str:
+    cells = (f"`{_name(key)}`", _type(key), _default(key), key.field.description)
+    return f"| {' | '.join((cell or '').replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _heading(path: str) -> str:

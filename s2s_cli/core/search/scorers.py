@@ -16,7 +16,6 @@ from torch import Tensor
 from s2s_cli.core.batches import source_batch
 from s2s_cli.core.device import autocast
 from s2s_cli.core.model import Seq2Seq
-from s2s_cli.core.model.recurrent import RecurrentState
 from s2s_cli.core.prepared import PackedText
 
 
@@ -61,13 +60,13 @@ class ModelScorer:
         """The model's."""
         return self.model.device
 
-    def start(self, sources: PackedText) -> RecurrentState:
+    def start(self, sources: PackedText) -> Any:
         """Encodes the sources."""
         batch = source_batch(sources, numpy.arange(len(sources)), self._reverse)
         with autocast(self.device, self._precision):
             return self.model.start(batch.to(self.device))
 
-    def step(self, words: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+    def step(self, words: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One step of the decoder."""
         with autocast(self.device, self._precision):
             return self.model.step(words, state)

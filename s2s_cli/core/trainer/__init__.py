@@ -2,5 +2,6 @@
 
 from s2s_cli.core.trainer.loop import Trainer
 from s2s_cli.core.trainer.run import check as check_run
+from s2s_cli.core.trainer.start import check_start, load_start, other_tokenizers
 
-__all__ = ["Trainer", "check_run"]
+__all__ = ["Trainer", "check_run", "check_start", "load_start", "other_tokenizers"]

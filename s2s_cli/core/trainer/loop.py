@@ -8,22 +8,25 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import assert_never
 
+import numpy
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from s2s_cli.core import checkpoint
-from s2s_cli.core.batches import BatchPlan, make_batch
+from s2s_cli.core.batches import BatchPlan, Indices, make_batch
 from s2s_cli.core.device import autocast
 from s2s_cli.core.errors import DivergedError, ModelError
 from s2s_cli.core.events import Event, Finished, Progress, Started, Validated
-from s2s_cli.core.model import Seq2Seq, build
+from s2s_cli.core.model import Exposure, Seq2Seq, build
 from s2s_cli.core.prepared import PackedPairs, Prepared
 from s2s_cli.core.recipe import Recipe
-from s2s_cli.core.recipe.schema import Adam, Sgd
-from s2s_cli.core.schedule import learning_rate
-from s2s_cli.core.trainer import run, validation
+from s2s_cli.core.schedule import learning_rate, truth_ratio
+from s2s_cli.core.trainer import keeping, run, validation
+from s2s_cli.core.trainer.optimizer import make_optimizer
 from s2s_cli.core.trainer.run import Place, SavedState
+from s2s_cli.core.trainer.start import begin
 from s2s_cli.core.translator import first_word
 
 EXAMPLES = 3
@@ -45,6 +48,8 @@ class Trainer:
 
         Raises:
             ModelError: the folder holds another recipe's run, or its state is damaged.
+            DataError: word vectors cannot be read.
+            RecipeError: the model to start from does not fit.
         """
         self.recipe = recipe
         self.prepared = prepared
@@ -55,7 +60,8 @@ class Trainer:
         fingerprint: str = prepared.manifest["fingerprint"]
         self._fingerprint = fingerprint
         saved = run.load_state(folder, fingerprint)
-        run.claim(folder, recipe)
+        precision = recipe.training.precision
+        autocast(device, precision)  # whether it is there at all
         torch.manual_seed(recipe.training.seed)
         self.model = build(
             recipe.model,
@@ -63,21 +69,33 @@ class Trainer:
             target_vocabulary=prepared.target_tokenizer.size,
         ).to(device)
         self._optimizer = make_optimizer(self.model, recipe.optimizer)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self._notes = [] if saved else begin(self.model, recipe, prepared)
+        run.claim(folder, recipe)
+        decay = recipe.training.moving_average
+        self._average = averaged(self.model, decay) if decay else None
         if saved:
             self.place = saved.place
             self.model.load_state_dict(saved.model)
             self._optimizer.load_state_dict(saved.optimizer)
+            self._scaler.load_state_dict(saved.scaler)
+            if self._average:
+                self._average.load_state_dict(saved.average)
             run.set_random_states(saved.random)
+        seed = recipe.training.order_seed
         self._plan = BatchPlan(
             prepared.train,
             recipe.batches.unit,
             recipe.batches.size,
             recipe.batches.pool,
-            recipe.training.seed,
+            recipe.training.seed if seed is None else seed,
+            recipe.batches.curriculum,
         )
         self._batches = self._plan.epoch(self.place.epoch)
         self._rate = 0.0
-        self._restart_interval()
+        self._loss = self._norm = torch.zeros((), device=device)
+        self._words = self._padded = 0
+        self._clock = 0.0
 
     def train(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Trains to the end, or until `should_stop` says so after an update; saves, and ends.
@@ -97,6 +115,7 @@ class Trainer:
             updates=self._planned(),
             device=str(self._device),
             precision=settings.precision,
+            notes=tuple(self._notes),
         )
         if self.place.update:
             self._mend_last()
@@ -146,31 +165,56 @@ class Trainer:
             return "patience"
         return ""
 
+    @property
+    def _best_known(self) -> Seq2Seq:
+        """The model that is measured and kept: the moving average where there is one."""
+        if self._average is None:
+            return self.model
+        model: Seq2Seq = self._average.get_submodule("module")  # type: ignore[assignment]
+        return model
+
     def _update(self) -> bool:
         """One update; whether it was the last of its epoch."""
         settings, place = self.recipe.training, self.place
-        batch = make_batch(
-            self.prepared.train,
-            self._batches[place.batch],
-            reverse=self.recipe.model.reverse_source,
-            start=first_word(self.recipe),
-        ).to(self._device)
-        rate = learning_rate(self.recipe.schedule, self.recipe.optimizer.lr, self._position()[1])
+        parts = [
+            make_batch(
+                self.prepared.train,
+                rows,
+                reverse=self.recipe.model.reverse_source,
+                start=first_word(self.recipe),
+            ).to(self._device)
+            for rows in _parts(self._batches[place.batch], self.recipe.batches.parts)
+        ]
+        words = sum(part.words for part in parts)
+        count = sum(part.sentences for part in parts) if settings.loss_per == "sentence" else words
+        self._rate = learning_rate(
+            self.recipe.schedule,
+            self.recipe.optimizer.lr,
+            self._position()[1],
+            place.update,
+            place.stalled,
+        )
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._rate
+        exposure = self._exposure()
         self.model.train()
         self._optimizer.zero_grad(set_to_none=True)
-        with autocast(self._device, settings.precision):
-            loss = self.model(batch)
-        (loss / (batch.sentences if settings.loss_per == "sentence" else batch.words)).backward()
-        self._norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), settings.clip or math.inf
-        )
-        self._optimizer.step()
-        self._loss += loss.detach()
-        self._words += batch.words
-        self._padded += batch.inputs.numel()
-        self._rate = rate
+        for part in parts:
+            with autocast(self._device, settings.precision):
+                loss = self.model(part, smoothing=settings.label_smoothing, exposure=exposure)
+            self._scaler.scale(loss / count).backward()
+            self._loss += loss.detach()
+            self._padded += part.inputs.numel()
+        self._scaler.unscale_(self._optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip or math.inf)
+        # A scaled loss overflows now and then; the update is left out then, and the scale halved.
+        scaled = self._scaler.is_enabled()
+        self._norm = torch.where(norm.isfinite(), norm, self._norm) if scaled else norm
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self._average:
+            self._average.update_parameters(self.model)
+        self._words += words
         place.update += 1
         place.results = {}
         place.batch += 1
@@ -179,6 +223,12 @@ class Trainer:
         place.epoch, place.batch = place.epoch + 1, 0
         self._batches = self._plan.epoch(place.epoch)
         return True
+
+    def _exposure(self) -> Exposure | None:
+        """How much truth the decoder sees in the next update; None for all of it."""
+        spec = self.recipe.training.teacher_forcing
+        ratio = truth_ratio(spec, epoch=self._position()[1], update=self.place.update)
+        return Exposure(ratio, spec.coin, spec.own) if ratio < 1 else None
 
     def _restart_interval(self) -> None:
         """Begins to count anew for the next `Progress`."""
@@ -219,8 +269,8 @@ class Trainer:
     def _validate(self, pairs: PackedPairs) -> Validated:
         """Measures, and keeps the model if it is the best so far."""
         started = time.perf_counter()
-        self.model.eval()
-        perplexity = validation.perplexity(self.model, pairs, self.recipe)
+        model = self._best_known.eval()
+        perplexity = validation.perplexity(model, pairs, self.recipe)
         if not math.isfinite(perplexity):
             raise self._diverged(f"the validation perplexity is {perplexity}")
         found: dict[str, float] = {}
@@ -228,11 +278,23 @@ class Trainer:
         references = self.prepared.validation_references
         if self.recipe.evaluation.metrics:
             tokenizer = self.prepared.target_tokenizer
-            hypotheses = validation.translations(self.model, pairs.source, tokenizer, self.recipe)
+            hypotheses = validation.translations(model, pairs.source, tokenizer, self.recipe)
             found = validation.scores(hypotheses, references, self.recipe)
         results = {"perplexity": perplexity, **found}
-        improved = validation.is_better(results, self.place.best, self.recipe.evaluation.select)
+        select = self.recipe.evaluation.select
+        improved = validation.is_better(results, self.place.best, select)
         self.place.waiting = 0 if improved else self.place.waiting + 1
+        schedule = self.recipe.schedule
+        if schedule.kind == "plateau" and self.place.waiting:
+            self.place.stalled += self.place.waiting % schedule.wait == 0
+        keeping.keep(
+            self.folder,
+            self.place,
+            results[select],
+            select,
+            self.recipe.training.keep_best,
+            lambda name: self._save_model(name, results),
+        )
         if improved:
             self.place.best = {"update": self.place.update, **results}
             self._save_model(checkpoint.BEST, results)
@@ -252,7 +314,7 @@ class Trainer:
         update, epoch = self._position()
         checkpoint.save_model(
             self.folder / name,
-            self.model,
+            self._best_known,
             self.recipe,
             (self.prepared.source_tokenizer, self.prepared.target_tokenizer),
             {
@@ -271,8 +333,10 @@ class Trainer:
         state = SavedState(
             self.place,
             self.model.state_dict(),
+            self._average.state_dict() if self._average else {},
             self._optimizer.state_dict(),
             run.random_states(),
+            self._scaler.state_dict(),
         )
         run.save_state(self.folder, state, self._fingerprint)
         self._save_model(checkpoint.LAST, self.place.results)
@@ -287,31 +351,20 @@ class Trainer:
             self._save_model(checkpoint.LAST, self.place.results)
 
 
+def averaged(model: Seq2Seq, decay: float) -> AveragedModel:
+    """A moving average of the model's weights."""
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+    for module in average.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # cuDNN wants them in one piece, which a copy is not
+    return average
+
+
+def _parts(rows: Indices, count: int) -> list[Indices]:
+    """A batch in `count` parts, or one a pair where it has fewer."""
+    return [part for part in numpy.array_split(rows, count) if len(part)]
+
+
 def _due(every: int, update: int, otherwise: bool) -> bool:
     """Whether something that happens every so many updates, or else at `otherwise`, is due."""
     return update % every == 0 if every else otherwise
-
-
-def make_optimizer(model: Seq2Seq, spec: Sgd | Adam) -> torch.optim.Optimizer:
-    """Torch's optimiser of that name, its update in one fused kernel."""
-    match spec:
-        case Sgd():
-            return torch.optim.SGD(
-                model.parameters(),
-                lr=spec.lr,
-                momentum=spec.momentum,
-                weight_decay=spec.weight_decay,
-                fused=True,
-            )
-        case Adam(kind=kind):
-            optimizer = torch.optim.AdamW if kind == "adamw" else torch.optim.Adam
-            return optimizer(
-                model.parameters(),
-                lr=spec.lr,
-                betas=(spec.beta1, spec.beta2),
-                eps=spec.epsilon,
-                weight_decay=spec.weight_decay,
-                fused=True,
-            )
-        case _:
-            assert_never(spec)

@@ -40,7 +40,9 @@ FREE = frozenset(
         "training.validate_every",
         "training.save_every",
         "training.log_every",
-        *path_keys(),  # moved files are the same text; the fingerprint tells
+        "training.keep_best",
+        # Moved files are the same text; the fingerprint tells.
+        *(key for key in path_keys() if key.startswith("data.")),
     }
 )
 
@@ -51,7 +53,8 @@ class Place:
 
     update: updates done; epoch and batch: of the next one; waiting: validations since the best;
     best: the scores of the best model and its update; results: of a validation since the last
-    update; seconds: spent on updates.
+    update; seconds: spent on updates; stalled: how often validations have stalled (see
+    `PlateauSchedule`); kept: (value, update) of the models in `kept/`, best first.
     """
 
     update: int = 0
@@ -61,16 +64,24 @@ class Place:
     best: dict[str, float] = field(default_factory=dict)
     results: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    stalled: int = 0
+    kept: list[tuple[float, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class SavedState:
-    """All that a training needs to go on. random: the states of torch's generators by device."""
+    """All that a training needs to go on.
+
+    average: the moving average's tensors; random: the states of torch's generators by device;
+    scaler: of an fp16 loss.
+    """
 
     place: Place
     model: dict[str, Tensor]
+    average: dict[str, Tensor]
     optimizer: dict[str, Any]
     random: dict[str, Tensor]
+    scaler: dict[str, Any]
 
 
 def check(folder: Path, recipe: Recipe) -> None:
@@ -128,6 +139,7 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
 def save_state(folder: Path, state: SavedState, fingerprint: str) -> None:
     """Writes the state as one file: weights, optimiser, generators, and the place."""
     tensors = {f"model.{name}": tensor for name, tensor in state.model.items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in state.average.items()}
     tensors |= {f"random.{device}": tensor for device, tensor in state.random.items()}
     for index, values in state.optimizer["state"].items():
         for name, value in values.items():
@@ -139,6 +151,7 @@ def save_state(folder: Path, state: SavedState, fingerprint: str) -> None:
         "fingerprint": fingerprint,
         "place": vars(state.place),
         "groups": state.optimizer["param_groups"],
+        "scaler": state.scaler,
     }
     save_tensors(folder / STATE, tensors, header)
 
@@ -173,7 +186,9 @@ def load_state(folder: Path, fingerprint: str) -> SavedState | None:
             f"{folder} was trained on other text, or with another tokenizer\n"
             "put the text back as it was, or name another run with --run DIR"
         )
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "random": {}, "optimizer": {}}
+    parts: dict[str, dict[str, Tensor]] = {
+        kind: {} for kind in ("model", "average", "random", "optimizer")
+    }
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         parts[kind][rest] = tensor
@@ -182,7 +197,8 @@ def load_state(folder: Path, fingerprint: str) -> SavedState | None:
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
     optimizer = {"state": state, "param_groups": groups}
-    return SavedState(place, parts["model"], optimizer, parts["random"])
+    scaler = header.get("scaler", {})
+    return SavedState(place, parts["model"], parts["average"], optimizer, parts["random"], scaler)
 
 
 def random_states() -> dict[str, Tensor]:

@@ -1,0 +1,226 @@
+"""Single recurrent layers of one shape: over a whole sequence, or a step at a time.
+
+`project` is what a layer makes of its input without knowing its state: it is linear, so the parts
+of an input may be projected apart and added. What torch has no kernel for loops over time here
+and nowhere else.
+
+# B batch, T steps, I input, H hidden, G gates' numbers (4 H, 3 H or H)
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Parts = tuple[Tensor, ...]
+
+
+class Layer(nn.Module):
+    """The shape of all layers. A state is (h, c) of an LSTM and (h,) of other cells, each [B, H].
+
+    hidden: H; parts: how many tensors a state has.
+    """
+
+    hidden: int
+    parts: int
+
+    def input_weight(self) -> Tensor:
+        """[G, I]."""
+        raise NotImplementedError
+
+    def input_bias(self) -> Tensor:
+        """[G]: all of the biases that can be added to the input's product."""
+        raise NotImplementedError
+
+    def step(self, projected: Tensor, state: Parts) -> Parts:
+        """The state after an input, of which `projected` [B, G] is known."""
+        raise NotImplementedError
+
+    def project(self, inputs: Tensor) -> Tensor:
+        """inputs: [.., I] -> [.., G], biases added.
+
+        Inputs of fewer than I numbers are the first of them; `rest` has the others' weights.
+        """
+        weight = self.input_weight()[:, : inputs.shape[-1]]
+        return functional.linear(inputs, weight, self.input_bias())
+
+    def rest(self, width: int) -> Tensor:
+        """The weights [G, width] of the last inputs: to be taken once for all steps of a loop."""
+        return self.input_weight()[:, self.input_weight().shape[1] - width :]
+
+    def run(self, inputs: Tensor, parts: Parts) -> tuple[Tensor, Parts]:
+        """inputs: [T, B, I] -> outputs h of all steps [T, B, H] and the state after the last."""
+        outputs = []
+        for projected in self.project(inputs).unbind(0):
+            parts = self.step(projected, parts)
+            outputs.append(parts[0])
+        return torch.stack(outputs), parts
+
+    def zeros(self, rows: int, like: Tensor) -> Parts:
+        """A state of zeros for `rows` sentences."""
+        kind = self.input_weight().dtype
+        return tuple(like.new_zeros(rows, self.hidden, dtype=kind) for _ in range(self.parts))
+
+
+class FusedLayer(Layer):
+    """A layer of torch's: its fused kernel over a sequence, its equations for a step."""
+
+    def __init__(self, cells: nn.LSTM | nn.GRU | nn.RNN) -> None:
+        super().__init__()
+        self.cells = cells
+        self.hidden = cells.hidden_size
+        self.parts = 2 if isinstance(cells, nn.LSTM) else 1
+
+    def input_weight(self) -> Tensor:
+        """[G, I]."""
+        return self.cells.get_parameter("weight_ih_l0")
+
+    def input_bias(self) -> Tensor:
+        """[G]: both biases, but a GRU's second one stands inside the product with its reset."""
+        bias = self.cells.get_parameter("bias_ih_l0")
+        if isinstance(self.cells, nn.GRU):
+            return bias
+        return bias + self.cells.get_parameter("bias_hh_l0")
+
+    def step(self, projected: Tensor, state: Parts) -> Parts:
+        """The equations of torch's documentation."""
+        weight = self.cells.get_parameter("weight_hh_l0")
+        match self.cells:
+            case nn.LSTM():
+                hidden, memory = state
+                gates = projected + functional.linear(hidden, weight)
+                return _lstm(gates, memory)
+            case nn.GRU():
+                (hidden,) = state
+                bias = self.cells.get_parameter("bias_hh_l0")
+                reset, keep, new = functional.linear(hidden, weight, bias).chunk(3, -1)
+                input_reset, input_keep, input_new = projected.chunk(3, -1)
+                candidate = torch.tanh(input_new + torch.sigmoid(input_reset + reset) * new)
+                return (_mixed(torch.sigmoid(input_keep + keep), hidden, candidate),)
+            case _:
+                return (torch.tanh(projected + functional.linear(state[0], weight)),)
+
+    def run(self, inputs: Tensor, parts: Parts) -> tuple[Tensor, Parts]:
+        """The fused kernel."""
+        outputs, after = run_fused(self.cells, inputs, tuple(part[None] for part in parts))
+        return outputs, tuple(part.squeeze(0) for part in after)
+
+
+def run_fused(
+    cells: nn.LSTM | nn.GRU | nn.RNN, inputs: Tensor, parts: Parts
+) -> tuple[Tensor, Parts]:
+    """Torch's kernel on [T, B, I] and a state [L, B, H], whatever its type of cell."""
+    if isinstance(cells, nn.LSTM):
+        hidden, memory = parts
+        return cells(inputs, (hidden, memory))  # type: ignore[no-any-return]
+    # On the CPU autocast knows torch's LSTM alone; the others take their weights' type.
+    kind = cells.get_parameter("weight_ih_l0").dtype
+    outputs, after = cells(inputs.to(kind), parts[0].to(kind))
+    return outputs, (after,)
+
+
+class ScannedLayer(Layer):
+    """Weights of a layer that torch has no kernel for."""
+
+    def __init__(self, inputs: int, hidden: int, gates: int, parts: int) -> None:
+        super().__init__()
+        self.hidden, self.parts = hidden, parts
+        self.weight_ih = nn.Parameter(torch.empty(gates * hidden, inputs))
+        self.weight_hh = nn.Parameter(torch.empty(gates * hidden, hidden))
+        self.bias = nn.Parameter(torch.empty(gates * hidden))
+        for parameter in self.parameters():  # as torch's own layers begin
+            nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
+
+    def input_weight(self) -> Tensor:
+        """[G, I]."""
+        return self.weight_ih
+
+    def input_bias(self) -> Tensor:
+        """[G]."""
+        return self.bias
+
+
+class PeepholeLstm(ScannedLayer):
+    """Graves 2013 (arXiv 1308.0850), equations 7 to 11: gates see the memory, number by number."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__(inputs, hidden, gates=4, parts=2)
+        # Diagonal matrices from the memory to the input, forget and output gates.
+        self.peepholes = nn.Parameter(torch.empty(3, hidden))
+        nn.init.uniform_(self.peepholes, -(hidden**-0.5), hidden**-0.5)
+
+    def step(self, projected: Tensor, state: Parts) -> Parts:
+        """The input and forget gates see the old memory, the output gate the new one."""
+        hidden, memory = state
+        gates = projected + functional.linear(hidden, self.weight_hh)
+        write, forget, value, output = gates.chunk(4, -1)
+        write = torch.sigmoid(write + self.peepholes[0] * memory)
+        forget = torch.sigmoid(forget + self.peepholes[1] * memory)
+        memory = forget * memory + write * torch.tanh(value)
+        output = torch.sigmoid(output + self.peepholes[2] * memory)
+        return output * torch.tanh(memory), memory
+
+
+class LayerNormLstm(ScannedLayer):
+    """An LSTM whose gates are normalised, each by itself (Ba et al. 2016; Chen et al. 2018, 3.1).
+
+    The sum of both products is normalised over the H numbers of a gate, then scaled and shifted.
+    The memory is not normalised.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__(inputs, hidden, gates=4, parts=2)
+        self.scale = nn.Parameter(torch.ones(4 * hidden))
+        with torch.no_grad():
+            self.bias.zero_()
+
+    def input_bias(self) -> Tensor:
+        """None before the normalisation, which would take part of it away."""
+        return torch.zeros_like(self.bias)
+
+    def step(self, projected: Tensor, state: Parts) -> Parts:
+        """Torch's LSTM with normalised gates."""
+        hidden, memory = state
+        gates = projected + functional.linear(hidden, self.weight_hh)
+        by_gate = gates.view(*gates.shape[:-1], 4, self.hidden)
+        normal = functional.layer_norm(by_gate, (self.hidden,)).view(gates.shape)
+        return _lstm(normal * self.scale + self.bias, memory)
+
+
+class ResetBeforeGru(ScannedLayer):
+    """A GRU whose reset gate acts before the product: U (r * h).
+
+    z_keeps: whether the update gate z is the share of the old state (Cho et al. 2014, section
+    2.3), or that of the new one (Bahdanau et al. 2015, appendix A.1.1).
+    """
+
+    def __init__(self, inputs: int, hidden: int, *, z_keeps: bool) -> None:
+        super().__init__(inputs, hidden, gates=3, parts=1)
+        self.z_keeps = z_keeps
+        # The candidate's matrix stands apart: a slice of one parameter, taken at every step, would
+        # have a gradient of that whole parameter's size at every step.
+        both, candidate = torch.split(self.weight_hh.detach(), 2 * hidden)
+        self.weight_hh = nn.Parameter(both.clone())
+        self.weight_hn = nn.Parameter(candidate.clone())
+
+    def step(self, projected: Tensor, state: Parts) -> Parts:
+        """Gates in the order r, z, candidate."""
+        (hidden,) = state
+        inputs, value = torch.split(projected, 2 * self.hidden, -1)
+        gates = torch.sigmoid(inputs + functional.linear(hidden, self.weight_hh))
+        reset, update = gates.chunk(2, -1)
+        candidate = torch.tanh(value + functional.linear(reset * hidden, self.weight_hn))
+        if self.z_keeps:
+            return (_mixed(update, hidden, candidate),)
+        return (_mixed(update, candidate, hidden),)
+
+
+def _mixed(share: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Share * one + (1 - share) * other."""
+    return other + share * (one - other)
+
+
+def _lstm(gates: Tensor, memory: Tensor) -> Parts:
+    """H and c from the gates' sums [B, 4 H]: input, forget, value, output."""
+    write, forget, value, output = gates.chunk(4, -1)
+    memory = torch.sigmoid(forget) * memory + torch.sigmoid(write) * torch.tanh(value)
+    return torch.sigmoid(output) * torch.tanh(memory), memory

@@ -1,0 +1,132 @@
+"""Decoders that must loop over time, because what a step attends to enters the next one.
+
+Only what depends on the step before stands in the loops: the words' share of the first layer's
+input is multiplied beforehand, and readouts and upper layers come after, where they can.
+
+# B batch, T target steps, E embedding, H hidden, C context, F features
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from s2s_cli.core.model.attention import Attention, MultiHeadAttention
+from s2s_cli.core.model.bridge import Encoded
+from s2s_cli.core.model.decoder import AttentionState, Decoder, DecoderParts, before
+from s2s_cli.core.model.recurrent import LayerStack, stacked
+
+
+class LoopingDecoder(Decoder[AttentionState, LayerStack]):
+    """What the decoders of this file share. The first layer reads [word; what was fed]."""
+
+    def __init__(
+        self,
+        parts: DecoderParts,
+        recurrent: LayerStack,
+        attention: Attention | MultiHeadAttention,
+    ) -> None:
+        super().__init__(parts, recurrent)
+        self.attention = attention
+
+    def fed_at_first(self, encoded: Encoded) -> Tensor:
+        """What is fed to the first step: a context of zeros."""
+        return torch.zeros_like(encoded.outputs[:, 0])
+
+    def start(self, encoded: Encoded) -> AttentionState:
+        """The state before the first word."""
+        source = self.attention.prepare(encoded)
+        return AttentionState(self.first(encoded), source, self.fed_at_first(encoded))
+
+
+class FeedingDecoder(LoopingDecoder):
+    """Input feeding: the readout of a step is read with the next word.
+
+    Luong et al. 2015, section 3.3. What is fed has not gone through the dropout before the
+    softmax, and is zero at first.
+    """
+
+    def fed_at_first(self, encoded: Encoded) -> Tensor:
+        """Features of zeros."""
+        return encoded.summary.new_zeros(len(encoded.summary), self.readout.features)
+
+    def forward(self, words: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+        """Reads `words` [T, B]; features [T, B, F] for the softmax, and the state after."""
+        recurrent, source, fed = state.recurrent, state.source, state.fed
+        first = self.recurrent[0]
+        weight = first.rest(fed.shape[-1])
+        vectors = self.vectors(words, recurrent.masks)
+        features = []
+        for vector, projected in zip(vectors, first.project(vectors), strict=True):
+            previous = recurrent.top
+            output, recurrent = self.recurrent.step(
+                projected + linear(fed, weight), vector, recurrent
+            )
+            context, source = self.attention.step(output, source)
+            fed = self.readout(output, previous, vector, context)
+            features.append(fed)
+        written = self.dropped(torch.stack(features), recurrent.masks)
+        return written, AttentionState(recurrent, source, fed)
+
+
+class PreviousQueryDecoder(LoopingDecoder):
+    """The state before a step asks; the context enters the step (Bahdanau et al. 2015, 3.1)."""
+
+    def fed_at_first(self, encoded: Encoded) -> Tensor:
+        """Nothing: a step makes its own context."""
+        return encoded.summary[:, :0]
+
+    def forward(self, words: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+        """Reads `words` [T, B]; features [T, B, F] for the softmax, and the state after."""
+        recurrent, source = state.recurrent, state.source
+        first = self.recurrent[0]
+        weight = first.rest(source.values.shape[-1])
+        vectors = self.vectors(words, recurrent.masks)
+        previous, outputs, contexts = [], [], []
+        for vector, projected in zip(vectors, first.project(vectors), strict=True):
+            previous.append(recurrent.top)
+            context, source = self.attention.step(recurrent.top, source)
+            contexts.append(context)
+            output, recurrent = self.recurrent.step(
+                projected + linear(context, weight), vector, recurrent
+            )
+            outputs.append(output)
+        features = self.readout(
+            torch.stack(outputs), torch.stack(previous), vectors, torch.stack(contexts)
+        )
+        after = replace(state, recurrent=recurrent, source=source)
+        return self.dropped(features, recurrent.masks), after
+
+
+class BottomQueryDecoder(LoopingDecoder):
+    """The first layer asks; all layers and the readout see the context (Chen et al. 2018, 3.1).
+
+    The first layer sees that of the step before, zeros at first. Only the first layer is in the
+    loop: the others know all contexts beforehand.
+    """
+
+    def forward(self, words: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+        """Reads `words` [T, B]; features [T, B, F] for the softmax, and the state after."""
+        source, context = state.source, state.fed
+        stack, masks = self.recurrent, state.recurrent.masks
+        vectors = self.vectors(words, masks)
+        weight = stack[0].rest(context.shape[-1])
+        parts = state.recurrent.layer(0)
+        outputs, seen = [], []
+        for projected in stack[0].project(vectors):
+            parts = stack[0].step(projected + linear(context, weight), parts)
+            context, source = self.attention.step(parts[0], source)
+            outputs.append(parts[0])
+            seen.append(context)
+        output, contexts = torch.stack(outputs), torch.stack(seen)
+        output = stack.joined(0, output, vectors)
+        after = [parts]
+        for index in range(1, stack.layers):
+            given = torch.cat([stack.between(index, output, masks), contexts], -1)
+            upper, parts = stack[index].run(given, state.recurrent.layer(index))
+            output = stack.joined(index, upper, output)
+            after.append(parts)
+        features = self.readout(output, before(output, state.recurrent), vectors, contexts)
+        new = replace(state, recurrent=stacked(after, masks), source=source, fed=context)
+        return self.dropped(features, masks), new
