@@ -23,7 +23,7 @@ install: .venv/.installed ## Make .venv and install s2s in it.
 	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch .venv/.installed
 
-quickstart: install ## Train English-French in five minutes, translate, print the score.
+quickstart: install ## Train English-French in three minutes, translate, print the score.
 	.venv/bin/s2s train --recipe quickstart --run $(RUN)
 	.venv/bin/s2s translate -m $(RUN) < $(TEST).en | tee $(RUN)/test.fr | .venv/bin/s2s evaluate $(TEST).fr
 	@echo; echo "Some translations (source, translation, reference):"

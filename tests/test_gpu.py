@@ -7,12 +7,16 @@ import pytest
 import torch
 
 from s2s_cli.core.batches import make_batch
+from s2s_cli.core.device import autocast
 from s2s_cli.core.events import Finished, Progress
 from s2s_cli.core.metrics import evaluate
-from s2s_cli.core.model import build
+from s2s_cli.core.model import Exposure, build
+from s2s_cli.core.model.cells import FusedLayer, LayerNormLstm, PeepholeLstm, ResetBeforeGru
+from s2s_cli.core.model.reading import read_backward, read_forward
 from s2s_cli.core.model.recurrent import Recurrent
 from s2s_cli.core.prepared import PackedPairs, PackedText, prepare
 from s2s_cli.core.recipe import Recipe, load, recipe_folder
+from s2s_cli.core.recipe.schema import Model
 from s2s_cli.core.trainer import Trainer
 from s2s_cli.core.translator import Translator
 
@@ -22,7 +26,15 @@ pytestmark = [
 ]
 
 CUDA = torch.device("cuda")
-QUICKSTART_BLEU = 26.0
+CELLS = {
+    "lstm": lambda inputs, hidden: FusedLayer(torch.nn.LSTM(inputs, hidden)),
+    "gru": lambda inputs, hidden: FusedLayer(torch.nn.GRU(inputs, hidden)),
+    "tanh": lambda inputs, hidden: FusedLayer(torch.nn.RNN(inputs, hidden)),
+    "peephole": PeepholeLstm,
+    "layer-norm": LayerNormLstm,
+    "cho": lambda inputs, hidden: ResetBeforeGru(inputs, hidden, z_keeps=True),
+}
+QUICKSTART_BLEU = 41.0
 
 
 def small(*changes: str) -> Recipe:
@@ -41,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("cells", [torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN])
-def test_last_state_equals_packed_sequences(cells: type[torch.nn.RNNBase]) -> None:
+def test_reading_equals_packed_sequences(cells: type[torch.nn.RNNBase]) -> None:
     torch.manual_seed(1)
     stack = Recurrent(cells(32, 48, 3)).to(CUDA)
     lengths = torch.tensor([9, 9, 7, 4, 4, 1])
@@ -50,10 +62,103 @@ def test_last_state_equals_packed_sequences(cells: type[torch.nn.RNNBase]) -> No
         [torch.cat([part.new_full((9 - len(part), 32), 7.0), part]) for part in natural], dim=1
     )
     packed = torch.nn.utils.rnn.pack_sequence(natural)
-    expected = stack.cells(packed)[1]
+    packed_outputs, expected = stack.cells(packed)
     expected = expected if isinstance(expected, tuple) else (expected,)
-    for ours, theirs in zip(stack.last_state(padded, lengths).tensors, expected, strict=True):
+    outputs, state = stack.read(padded, lengths)
+    for ours, theirs in zip(state, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    tops = torch.nn.utils.rnn.unpack_sequence(packed_outputs)
+    for row, theirs in enumerate(tops):
+        start = len(padded) - len(theirs)
+        torch.testing.assert_close(outputs[start:, row], theirs, rtol=1e-4, atol=1e-5)
+        assert not outputs[:start, row].any()
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_cells_in_bf16_follow_fp32(cell: str, backward: bool) -> None:
+    """Under autocast the words' vectors, and the first state, may be of either type."""
+    torch.manual_seed(1)
+    layer = CELLS[cell](16, 24).to(CUDA)
+    lengths = torch.tensor([9, 7, 7, 1])
+    inputs = torch.randn(9, 4, 16, device=CUDA)
+    read = read_backward if backward else read_forward
+    exact = read(layer, inputs, lengths)
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast(CUDA.type, torch.bfloat16):
+            outputs, state = read(layer, inputs.to(dtype), lengths)
+        for ours, theirs in zip((outputs, *state), (exact[0], *exact[1]), strict=True):
+            torch.testing.assert_close(ours.float(), theirs, rtol=0.05, atol=0.05)
+        layer.zero_grad()
+        outputs.float().sum().backward()
+        assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+DECODERS = {
+    "plain": {"kind": "plain", "bridge": "linear"},
+    "peeky": {"kind": "peeky", "bridge": "tanh", "context": "tanh"},
+    "luong": {"kind": "attention", "attention": {"kind": "general", "local_window": 2}},
+    "location": {"kind": "attention", "attention": {"kind": "location", "longest": 5}},
+    "feeding": {
+        "kind": "attention",
+        "attention": {"kind": "additive", "size": 16, "coverage": True},
+        "input_feeding": True,
+        "readout": {"kind": "tanh", "size": 16},
+    },
+    "bahdanau": {
+        "kind": "attention",
+        "attention": {"kind": "additive", "size": 16},
+        "query": "previous",
+        "bridge": "first-backward",
+        "readout": {"kind": "maxout", "size": 16, "state": "previous", "word": True},
+    },
+    "rnmt-plus": {
+        "kind": "attention",
+        "attention": {"kind": "multi-head", "size": 16, "heads": 4},
+        "query": "bottom",
+        "residual_from": 2,
+        "bridge": "zero",
+    },
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("cell", ["lstm", "lstm-peephole", "lstm-layer-norm", "gru", "gru-cho"])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_variants_equal_the_cpus(decoder: str, cell: str, precision: str) -> None:
+    side = {"cell": cell, "layers": 2, "embedding": 16, "hidden": 16}
+    table = Model.model_validate(
+        {
+            "encoder": {**side, "bidirectional": True},
+            "decoder": {"bridge": "linear", **side, **DECODERS[decoder]},
+        }
+    )
+    torch.manual_seed(1)
+    model = build(table, source_vocabulary=12, target_vocabulary=12)
+    pairs = PackedPairs(
+        PackedText.pack([[5, 6, 7], [4, 5, 6, 7, 8], [9], [3, 3, 4, 8]]),
+        PackedText.pack([[4, 5], [9, 8, 7, 6, 5, 4], [3, 3, 3], [6]]),
+    )
+    batch = make_batch(pairs, numpy.arange(4), reverse=False, start=2)
+    exposure = Exposure(0.5, "token", "argmax")
+    expected = model(batch)
+    model.to(CUDA)
+    for chosen in (None, exposure):
+        model.zero_grad()
+        with autocast(CUDA, precision):
+            found = model(batch.to(CUDA), exposure=chosen)
+        found.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        if chosen is None:
+            tolerance = 1e-4 if precision == "fp32" else 0.03
+            torch.testing.assert_close(found.cpu(), expected, rtol=tolerance, atol=0)
+
+
+def test_fp16_learns_with_a_scaled_loss(folder: Path) -> None:
+    recipe = small("training.max_updates=60", "training.precision=fp16", "optimizer.lr=0.005")
+    trainer = Trainer(recipe, prepare(recipe), folder / "fp16", CUDA)
+    losses = [event.loss for event in trainer.train() if isinstance(event, Progress)]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_losses_equal_the_cpus(folder: Path) -> None:
