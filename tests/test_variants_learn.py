@@ -399,12 +399,17 @@ def step_equals_whole(model: Seq2Seq, prepared: Prepared, recipe: Recipe) -> Non
 
 
 def with_options(choice: Choice, index: int, folder: Path) -> tuple[Recipe, set[str]]:
-    """The recipe of a run with every other option that the schema lets it have, and their names."""
+    """The recipe of a run with all options that the schema lets it have, and their names.
+
+    Some exclude each other: each run begins with another one.
+    """
     taken: dict[str, Change] = {}
     recipe = recipe_of(choice, folder)
     assert recipe is not None
-    for number, (name, (levels, change)) in enumerate(OPTIONS.items()):
-        if (number + index) % 2 or any(choice[factor] != level for factor, level in levels.items()):
+    names = list(OPTIONS)
+    for name in names[index % len(names) :] + names[: index % len(names)]:
+        levels, change = OPTIONS[name]
+        if any(choice[factor] != level for factor, level in levels.items()):
             continue
         if changed := recipe_of(choice, folder, {**taken, name: change}):
             taken[name] = change
