@@ -27,7 +27,7 @@ quickstart: install ## Train English-French in three minutes, translate, print t
 	.venv/bin/s2s train --recipe quickstart --run $(RUN)
 	.venv/bin/s2s translate -m $(RUN) < $(TEST).en | tee $(RUN)/test.fr | .venv/bin/s2s evaluate $(TEST).fr
 	@echo; echo "Some translations (source, translation, reference):"
-	@paste -d '\n' $(TEST).en $(RUN)/test.fr $(TEST).fr | head -n 24 | sed '3~3G'
+	@paste -d '\n' <(head -n 8 $(TEST).en) <(head -n 8 $(RUN)/test.fr) <(head -n 8 $(TEST).fr) | sed '3~3G'
 
 test: install ## Run the tests.
 	.venv/bin/python -m pytest
