@@ -63,10 +63,8 @@ class DotScore(nn.Module):
         return queries.to(source.keys.dtype) @ source.keys.transpose(1, 2)
 
 
-class GeneralScore(nn.Module):
-    """h^T W s (Luong et al. 2015, section 3.1)."""
-
-    covers = False
+class GeneralScore(DotScore):
+    """h^T W s (Luong et al. 2015, section 3.1): a dot with W s."""
 
     def __init__(self, query: int, width: int) -> None:
         super().__init__()
@@ -76,10 +74,6 @@ class GeneralScore(nn.Module):
         """W s, [B, S, Q]."""
         keys: Tensor = self.matrix(values)
         return keys
-
-    def forward(self, queries: Tensor, source: Source) -> Tensor:
-        """queries: [B, T, Q] -> scores [B, T, S]"""
-        return queries.to(source.keys.dtype) @ source.keys.transpose(1, 2)
 
 
 class AdditiveScore(nn.Module):
@@ -134,7 +128,7 @@ class LocationScore(nn.Module):
         return found.masked_fill((positions >= scores.shape[-1]).unsqueeze(1), -torch.inf)
 
 
-Score = DotScore | GeneralScore | AdditiveScore | LocationScore
+Score = DotScore | AdditiveScore | LocationScore
 
 
 # --- attention -------------------------------------------------------------------------------

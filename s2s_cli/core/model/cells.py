@@ -7,6 +7,8 @@ and nowhere else.
 # B batch, T steps, I input, H hidden, G gates' numbers (4 H, 3 H or H)
 """
 
+import abc
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,7 +16,7 @@ from torch.nn import functional
 Parts = tuple[Tensor, ...]
 
 
-class Layer(nn.Module):
+class Layer(nn.Module, abc.ABC):
     """The shape of all layers. A state is (h, c) of an LSTM and (h,) of other cells, each [B, H].
 
     hidden: H; parts: how many tensors a state has.
@@ -23,17 +25,17 @@ class Layer(nn.Module):
     hidden: int
     parts: int
 
+    @abc.abstractmethod
     def input_weight(self) -> Tensor:
         """[G, I]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def input_bias(self) -> Tensor:
         """[G]: all of the biases that can be added to the input's product."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def step(self, projected: Tensor, state: Parts) -> Parts:
         """The state after an input, of which `projected` [B, G] is known."""
-        raise NotImplementedError
 
     def project(self, inputs: Tensor) -> Tensor:
         """inputs: [.., I] -> [.., G], biases added.
@@ -215,12 +217,12 @@ class ResetBeforeGru(ScannedLayer):
 
 
 def _mixed(share: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """Share * one + (1 - share) * other."""
+    """The mixture share * one + (1 - share) * other."""
     return other + share * (one - other)
 
 
 def _lstm(gates: Tensor, memory: Tensor) -> Parts:
-    """H and c from the gates' sums [B, 4 H]: input, forget, value, output."""
+    """The state (h, c) from the gates' sums [B, 4 H]: input, forget, value, output."""
     write, forget, value, output = gates.chunk(4, -1)
     memory = torch.sigmoid(forget) * memory + torch.sigmoid(write) * torch.tanh(value)
     return torch.sigmoid(output) * torch.tanh(memory), memory

@@ -7,6 +7,7 @@ for `output`, the softmax.
 # B batch, T target steps, E embedding, H hidden, C context, F features
 """
 
+import abc
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -55,7 +56,7 @@ class DecoderParts:
     output_dropout: Dropout
 
 
-class Decoder(nn.Module, Generic[S, R]):
+class Decoder(nn.Module, abc.ABC, Generic[S, R]):
     """What all decoders have: word vectors, layers, a first state, a readout and a softmax."""
 
     def __init__(self, parts: DecoderParts, recurrent: R) -> None:
@@ -68,13 +69,13 @@ class Decoder(nn.Module, Generic[S, R]):
         self.embedding_dropout = parts.embedding_dropout
         self.output_dropout = parts.output_dropout
 
+    @abc.abstractmethod
     def start(self, encoded: Encoded) -> S:
         """The state before the first word."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def forward(self, words: Tensor, state: S) -> tuple[Tensor, S]:
         """Reads `words` [T, B]; features [T, B, F] for the softmax, and the state after."""
-        raise NotImplementedError
 
     def first(self, encoded: Encoded) -> RecurrentState:
         """The layers' first state, and the masks of dropouts that stay the same over time."""
@@ -98,10 +99,21 @@ class Decoder(nn.Module, Generic[S, R]):
         dropped: Tensor = self.output_dropout(features, masks.features)
         return dropped
 
+    def read_out(
+        self, outputs: Tensor, state: RecurrentState, vectors: Tensor, contexts: Tensor | None
+    ) -> Tensor:
+        """The features [T, B, F] of all steps, some of them dropped.
 
-def before(outputs: Tensor, state: RecurrentState) -> Tensor:
-    """The last layer's state before each step, [T, B, H], from that after each step."""
-    return torch.cat([state.top[None].to(outputs.dtype), outputs[:-1]])
+        Args:
+            outputs: of the last layer, [T, B, H].
+            state: before the first of these steps.
+            vectors: of the words read, [T, B, E].
+            contexts: [T, B, C].
+        """
+        before = outputs
+        if self.readout.reads_previous:
+            before = torch.cat([state.top[None].to(outputs.dtype), outputs[:-1]])
+        return self.dropped(self.readout(outputs, before, vectors, contexts), state.masks)
 
 
 class PlainDecoder(Decoder[RecurrentState, Recurrent | LayerStack]):
@@ -115,8 +127,7 @@ class PlainDecoder(Decoder[RecurrentState, Recurrent | LayerStack]):
         """Reads `words` [T, B]; features [T, B, F] for the softmax, and the state after."""
         vectors = self.vectors(words, state.masks)
         outputs, after = self.recurrent(vectors, state)
-        features = self.readout(outputs, before(outputs, state), vectors, None)
-        return self.dropped(features, state.masks), after
+        return self.read_out(outputs, state, vectors, None), after
 
 
 @dataclass(frozen=True)
@@ -159,18 +170,13 @@ class PeekyDecoder(Decoder[PeekyState, Recurrent | LayerStack]):
 
     def forward(self, words: Tensor, state: PeekyState) -> tuple[Tensor, PeekyState]:
         """Reads `words` [T, B]; features [T, B, F] for the softmax, and the state after."""
-        masks = state.recurrent.masks
-        vectors = self.vectors(words, masks)
+        vectors = self.vectors(words, state.recurrent.masks)
         context = state.context.expand(len(words), -1, -1)
         inputs = torch.cat([vectors, context], -1) if self.to_cell else vectors
         outputs, after = self.recurrent(inputs, state.recurrent)
-        features = self.readout(
-            outputs,
-            before(outputs, state.recurrent),
-            vectors,
-            context if self.to_readout else None,
-        )
-        return self.dropped(features, masks), replace(state, recurrent=after)
+        read = context if self.to_readout else None
+        features = self.read_out(outputs, state.recurrent, vectors, read)
+        return features, replace(state, recurrent=after)
 
 
 @dataclass(frozen=True)
@@ -191,31 +197,35 @@ class AttentionState:
         )
 
 
-class AttentionDecoder(Decoder[AttentionState, Recurrent | LayerStack]):
+class AttendingDecoder(Decoder[AttentionState, R]):
+    """What all decoders with attention share."""
+
+    def __init__(
+        self, parts: DecoderParts, recurrent: R, attention: Attention | MultiHeadAttention
+    ) -> None:
+        super().__init__(parts, recurrent)
+        self.attention = attention
+
+    def fed_at_first(self, encoded: Encoded) -> Tensor:
+        """What goes to the first step's input: nothing."""
+        return encoded.summary[:, :0]
+
+    def start(self, encoded: Encoded) -> AttentionState:
+        """The state before the first word."""
+        source = self.attention.prepare(encoded)
+        return AttentionState(self.first(encoded), source, self.fed_at_first(encoded))
+
+
+class AttentionDecoder(AttendingDecoder[Recurrent | LayerStack]):
     """The state after a step asks, and nothing of the context comes back to the layers.
 
     Luong et al. 2015, section 3.1, without input feeding.
     """
 
-    def __init__(
-        self,
-        parts: DecoderParts,
-        recurrent: Recurrent | LayerStack,
-        attention: Attention | MultiHeadAttention,
-    ) -> None:
-        super().__init__(parts, recurrent)
-        self.attention = attention
-
-    def start(self, encoded: Encoded) -> AttentionState:
-        """The state before the first word."""
-        nothing = encoded.summary[:, :0]
-        return AttentionState(self.first(encoded), self.attention.prepare(encoded), nothing)
-
     def forward(self, words: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
         """Reads `words` [T, B]; features [T, B, F] for the softmax, and the state after."""
-        masks = state.recurrent.masks
-        vectors = self.vectors(words, masks)
+        vectors = self.vectors(words, state.recurrent.masks)
         outputs, after = self.recurrent(vectors, state.recurrent)
         contexts, _ = self.attention(outputs, state.source)
-        features = self.readout(outputs, before(outputs, state.recurrent), vectors, contexts)
-        return self.dropped(features, masks), replace(state, recurrent=after)
+        features = self.read_out(outputs, state.recurrent, vectors, contexts)
+        return features, replace(state, recurrent=after)

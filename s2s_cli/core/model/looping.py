@@ -1,7 +1,8 @@
 """Decoders that must loop over time, because what a step attends to enters the next one.
 
-Only what depends on the step before stands in the loops: the words' share of the first layer's
-input is multiplied beforehand, and readouts and upper layers come after, where they can.
+The first layer reads the word and, behind it, what was fed. Only what depends on the step before
+stands in the loops: the words' share of the first layer's input is multiplied beforehand, and
+readouts and upper layers come after, where they can.
 
 # B batch, T target steps, E embedding, H hidden, C context, F features
 """
@@ -12,35 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from s2s_cli.core.model.attention import Attention, MultiHeadAttention
 from s2s_cli.core.model.bridge import Encoded
-from s2s_cli.core.model.decoder import AttentionState, Decoder, DecoderParts, before
+from s2s_cli.core.model.decoder import AttendingDecoder, AttentionState
 from s2s_cli.core.model.recurrent import LayerStack, stacked
 
 
-class LoopingDecoder(Decoder[AttentionState, LayerStack]):
-    """What the decoders of this file share. The first layer reads [word; what was fed]."""
-
-    def __init__(
-        self,
-        parts: DecoderParts,
-        recurrent: LayerStack,
-        attention: Attention | MultiHeadAttention,
-    ) -> None:
-        super().__init__(parts, recurrent)
-        self.attention = attention
-
-    def fed_at_first(self, encoded: Encoded) -> Tensor:
-        """What is fed to the first step: a context of zeros."""
-        return torch.zeros_like(encoded.outputs[:, 0])
-
-    def start(self, encoded: Encoded) -> AttentionState:
-        """The state before the first word."""
-        source = self.attention.prepare(encoded)
-        return AttentionState(self.first(encoded), source, self.fed_at_first(encoded))
-
-
-class FeedingDecoder(LoopingDecoder):
+class FeedingDecoder(AttendingDecoder[LayerStack]):
     """Input feeding: the readout of a step is read with the next word.
 
     Luong et al. 2015, section 3.3. What is fed has not gone through the dropout before the
@@ -70,12 +48,8 @@ class FeedingDecoder(LoopingDecoder):
         return written, AttentionState(recurrent, source, fed)
 
 
-class PreviousQueryDecoder(LoopingDecoder):
+class PreviousQueryDecoder(AttendingDecoder[LayerStack]):
     """The state before a step asks; the context enters the step (Bahdanau et al. 2015, 3.1)."""
-
-    def fed_at_first(self, encoded: Encoded) -> Tensor:
-        """Nothing: a step makes its own context."""
-        return encoded.summary[:, :0]
 
     def forward(self, words: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
         """Reads `words` [T, B]; features [T, B, F] for the softmax, and the state after."""
@@ -99,12 +73,16 @@ class PreviousQueryDecoder(LoopingDecoder):
         return self.dropped(features, recurrent.masks), after
 
 
-class BottomQueryDecoder(LoopingDecoder):
+class BottomQueryDecoder(AttendingDecoder[LayerStack]):
     """The first layer asks; all layers and the readout see the context (Chen et al. 2018, 3.1).
 
     The first layer sees that of the step before, zeros at first. Only the first layer is in the
     loop: the others know all contexts beforehand.
     """
+
+    def fed_at_first(self, encoded: Encoded) -> Tensor:
+        """A context of zeros."""
+        return torch.zeros_like(encoded.outputs[:, 0])
 
     def forward(self, words: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
         """Reads `words` [T, B]; features [T, B, F] for the softmax, and the state after."""
@@ -127,6 +105,6 @@ class BottomQueryDecoder(LoopingDecoder):
             upper, parts = stack[index].run(given, state.recurrent.layer(index))
             output = stack.joined(index, upper, output)
             after.append(parts)
-        features = self.readout(output, before(output, state.recurrent), vectors, contexts)
+        features = self.read_out(output, state.recurrent, vectors, contexts)
         new = replace(state, recurrent=stacked(after, masks), source=source, fed=context)
-        return self.dropped(features, masks), new
+        return features, new

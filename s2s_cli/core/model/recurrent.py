@@ -26,7 +26,7 @@ class RecurrentState:
 
     @property
     def top(self) -> Tensor:
-        """H of the last layer, [B, H]."""
+        """The last layer's h, [B, H]."""
         return self.tensors[0][-1]
 
     def layer(self, index: int) -> Parts:

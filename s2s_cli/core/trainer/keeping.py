@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from s2s_cli.core import metrics
 from s2s_cli.core.checkpoint import KEPT
 from s2s_cli.core.recipe.schema import Selection
 from s2s_cli.core.trainer.run import Place
+from s2s_cli.core.trainer.validation import higher_is_better
 
 
 def keep(
@@ -30,7 +30,7 @@ def keep(
     if not count:
         return
     place.kept = [each for each in place.kept if (folder / _name(each[1])).exists()]
-    higher = select != "perplexity" and metrics.higher_is_better(select)
+    higher = higher_is_better(select)
     # Of equals the oldest goes first, which is the run's best then.
     ranked = sorted(
         [*place.kept, (value, place.update)], key=lambda each: -each[0] if higher else each[0]

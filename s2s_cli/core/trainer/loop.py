@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from s2s_cli.core import checkpoint
 from s2s_cli.core.batches import BatchPlan, Indices, make_batch
@@ -24,7 +22,7 @@ from s2s_cli.core.prepared import PackedPairs, Prepared
 from s2s_cli.core.recipe import Recipe
 from s2s_cli.core.schedule import learning_rate, truth_ratio
 from s2s_cli.core.trainer import keeping, run, validation
-from s2s_cli.core.trainer.optimizer import make_optimizer
+from s2s_cli.core.trainer.optimizer import averaged, make_optimizer
 from s2s_cli.core.trainer.run import Place, SavedState
 from s2s_cli.core.trainer.start import begin
 from s2s_cli.core.translator import first_word
@@ -93,9 +91,7 @@ class Trainer:
         )
         self._batches = self._plan.epoch(self.place.epoch)
         self._rate = 0.0
-        self._loss = self._norm = torch.zeros((), device=device)
-        self._words = self._padded = 0
-        self._clock = 0.0
+        self._restart_interval()
 
     def train(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Trains to the end, or until `should_stop` says so after an update; saves, and ends.
@@ -173,6 +169,13 @@ class Trainer:
         model: Seq2Seq = self._average.get_submodule("module")  # type: ignore[assignment]
         return model
 
+    def _restart_interval(self) -> None:
+        """Begins to count anew for the next `Progress`."""
+        self._loss = torch.zeros((), device=self._device)
+        self._norm = torch.zeros((), device=self._device)
+        self._words = self._padded = 0
+        self._clock = time.perf_counter()
+
     def _update(self) -> bool:
         """One update; whether it was the last of its epoch."""
         settings, place = self.recipe.training, self.place
@@ -229,13 +232,6 @@ class Trainer:
         spec = self.recipe.training.teacher_forcing
         ratio = truth_ratio(spec, epoch=self._position()[1], update=self.place.update)
         return Exposure(ratio, spec.coin, spec.own) if ratio < 1 else None
-
-    def _restart_interval(self) -> None:
-        """Begins to count anew for the next `Progress`."""
-        self._loss = torch.zeros((), device=self._device)
-        self._norm = torch.zeros((), device=self._device)
-        self._words = self._padded = 0
-        self._clock = time.perf_counter()
 
     def _progress(self) -> Progress:
         loss = float(self._loss) / self._words  # on CUDA this waits for the updates
@@ -349,15 +345,6 @@ class Trainer:
             written = None
         if written != self.place.update:
             self._save_model(checkpoint.LAST, self.place.results)
-
-
-def averaged(model: Seq2Seq, decay: float) -> AveragedModel:
-    """A moving average of the model's weights."""
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
-    for module in average.modules():
-        if isinstance(module, nn.RNNBase):
-            module.flatten_parameters()  # cuDNN wants them in one piece, which a copy is not
-    return average
 
 
 def _parts(rows: Indices, count: int) -> list[Indices]:

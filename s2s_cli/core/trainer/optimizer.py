@@ -1,8 +1,10 @@
-"""The update rule of a recipe, by torch's optimisers."""
+"""The update rule of a recipe, by torch's optimisers, and the moving average of the weights."""
 
 from typing import assert_never
 
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from s2s_cli.core.model import Seq2Seq
 from s2s_cli.core.recipe.schema import Adadelta, Adagrad, Adam, Optimizer, Sgd
@@ -44,3 +46,12 @@ def make_optimizer(model: Seq2Seq, spec: Optimizer) -> torch.optim.Optimizer:
             )
         case _:
             assert_never(spec)
+
+
+def averaged(model: Seq2Seq, decay: float) -> AveragedModel:
+    """A moving average of the model's weights."""
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+    for module in average.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # cuDNN wants them in one piece, which a copy is not
+    return average

@@ -74,6 +74,11 @@ def is_better(new: dict[str, float], best: dict[str, float], select: Selection) 
     """Whether a model with the scores `new` is better than the best so far, at `select`."""
     if not best:
         return True
-    if select != "perplexity" and metrics.higher_is_better(select):
+    if higher_is_better(select):
         return new[select] > best[select]
     return new[select] < best[select]
+
+
+def higher_is_better(select: Selection) -> bool:
+    """Whether a greater value of the measure is a better one."""
+    return select != "perplexity" and metrics.higher_is_better(select)

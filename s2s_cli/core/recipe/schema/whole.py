@@ -48,14 +48,13 @@ class Recipe(Table):
                 "model.tie = 'three-way' needs one vocabulary, but tokenizer.kind = 'separate'; "
                 "tokenizer.kind = 'shared' or tie = 'softmax' would work"
             )
-        adaptive = isinstance(self.model.decoder.softmax, AdaptiveSoftmax)
-        if adaptive and self.training.label_smoothing:
-            found.append(
-                "training.label_smoothing spreads probability over all words, which "
-                "model.decoder.softmax.kind = 'adaptive' never writes out; label_smoothing = 0.0 "
-                "or softmax.kind = 'full' would work"
-            )
         if isinstance(self.model.decoder.softmax, AdaptiveSoftmax):
+            if self.training.label_smoothing:
+                found.append(
+                    "training.label_smoothing spreads probability over all words, which "
+                    "model.decoder.softmax.kind = 'adaptive' never writes out; label_smoothing = "
+                    "0.0 or softmax.kind = 'full' would work"
+                )
             cutoffs = list(self.model.decoder.softmax.cutoffs)
             vocabulary = self.tokenizer.sides[1].vocabulary
             if cutoffs[-1] >= vocabulary:
