@@ -16,14 +16,14 @@ from torch import Tensor
 from s2s_cli.core import checkpoint
 from s2s_cli.core.batches import Batch, BatchPlan, make_batch
 from s2s_cli.core.checkpoint import KEPT, load_model, load_tensors
-from s2s_cli.core.errors import DeviceError, ModelError, RecipeError, S2SError
+from s2s_cli.core.errors import DataError, DeviceError, ModelError, RecipeError, S2SError
 from s2s_cli.core.events import Event, Progress, Started, Validated
 from s2s_cli.core.model import Exposure, Seq2Seq
 from s2s_cli.core.prepared import Prepared, prepare
 from s2s_cli.core.recipe import load
 from s2s_cli.core.tokenizer import EOS
 from s2s_cli.core.trainer import Trainer, loop, validation
-from s2s_cli.core.trainer.start import load_start, other_tokenizers
+from s2s_cli.core.trainer.start import check_start, load_start, other_tokenizers
 
 CPU = torch.device("cpu")
 UPDATES = 8  # an epoch of the tiny corpus
@@ -571,6 +571,22 @@ def test_a_run_does_not_go_on_with_another_beginning(
         other = change.replace(str(tmp_path), str(tmp_path / "x")).replace(str(base), "elsewhere")
         with pytest.raises(ModelError, match=f"another recipe; different: .*{name}"):
             Trainer(load(str(recipe_file), [*BASE, other]), prepared, folder, CPU)
+
+
+def test_a_run_goes_on_when_its_vectors_are_gone(
+    recipe_file: Path, prepared: Prepared, tmp_path: Path
+) -> None:
+    vectors, folder = tmp_path / "vectors.txt", tmp_path / "run"
+    changes = [f'model.encoder.vectors={{path="{vectors}"}}', "training.epochs=1.0"]
+    recipe = load(str(recipe_file), changes)
+    with pytest.raises(DataError, match="no file of word vectors"):
+        check_start(recipe, CPU, folder)
+    vectors.write_text(f"one {' '.join(['1'] * 10)}\n", encoding="utf-8")
+    check_start(recipe, CPU, folder)
+    list(Trainer(recipe, prepared, folder, CPU).train())
+    vectors.unlink()
+    check_start(recipe, CPU, folder)
+    assert Trainer(recipe, prepared, folder, CPU).place.epoch == 1
 
 
 @pytest.mark.parametrize(

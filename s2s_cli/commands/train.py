@@ -51,7 +51,7 @@ def command(
     set_threads(threads)
     folder = Path(run) if run else Path("runs") / checked.name
     check_run(folder, checked)  # preparing may take hours
-    check_start(checked, place)
+    check_start(checked, place, folder)
     tokenizers = other_tokenizers(checked, folder)
     corpus = prepared.prepare(checked, notify=terminal.stage, tokenizers=tokenizers)
     trainer = Trainer(checked, corpus, folder, place)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from s2s_cli.core.checkpoint import LAST, ModelFile, find_model, load_model
+from s2s_cli.core.checkpoint import LAST, STATE, ModelFile, find_model, load_model
 from s2s_cli.core.device import autocast
 from s2s_cli.core.errors import DataError, ModelError, RecipeError
 from s2s_cli.core.model import Seq2Seq
@@ -57,14 +57,18 @@ def _differences(path: str, ours: Any, theirs: Any) -> list[str]:
     ]
 
 
-def check_start(recipe: Recipe, device: torch.device) -> None:
+def check_start(recipe: Recipe, device: torch.device, folder: Path) -> None:
     """Looks for what a training begins with, before text is prepared for it.
+
+    folder: of the run, which once it has begun needs no more vectors.
 
     Raises:
         DeviceError: the precision is not there.
         DataError: a file of word vectors is not there.
     """
     autocast(device, recipe.training.precision)
+    if (folder / STATE).exists():
+        return
     for side in (recipe.model.encoder, recipe.model.decoder):
         if side.vectors and not Path(side.vectors.path).is_file():
             raise DataError(f"there is no file of word vectors {side.vectors.path}")
