@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from s2s_cli.core.model.embedding import TiedEmbedding
+from s2s_cli.core.model.loss import full_loss
 
 
 class Softmax(nn.Linear):
     """One logit a word."""
 
     def loss(self, features: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        """The summed loss of `targets` [N], features [N, F], as `summed_loss`."""
-        return summed_loss(self(features), targets, smoothing)
+        """The summed loss of `targets` [N], features [N, F], as `full_loss`."""
+        return full_loss(features, self.weight, self.bias, targets, smoothing)
 
 
 class TiedSoftmax(nn.Module):
@@ -25,21 +26,27 @@ class TiedSoftmax(nn.Module):
 
     def __init__(self, owner: nn.Embedding | TiedEmbedding) -> None:
         super().__init__()
-        self._owner = (owner,)  # in a tuple, which torch does not look into
+        # In a tuple, which torch does not look into; the module that has the table.
+        self._owner = (owner.owner if isinstance(owner, TiedEmbedding) else owner,)
         self.bias = nn.Parameter(torch.zeros(len(owner.weight)))
+
+    @property
+    def owner(self) -> nn.Embedding:
+        """The module whose table it is."""
+        return self._owner[0]
 
     @property
     def weight(self) -> Tensor:
         """The table, [V, F]."""
-        return self._owner[0].weight
+        return self.owner.weight
 
     def forward(self, features: Tensor) -> Tensor:
         """features: [.., F] -> logits [.., V]"""
         return functional.linear(features, self.weight, self.bias)
 
     def loss(self, features: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        """The summed loss of `targets` [N], features [N, F], as `summed_loss`."""
-        return summed_loss(self(features), targets, smoothing)
+        """The summed loss of `targets` [N], features [N, F], as `full_loss`."""
+        return full_loss(features, self.weight, self.bias, targets, smoothing)
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -80,14 +87,3 @@ class AdaptiveSoftmax(nn.Module):
 
 
 Output = Softmax | TiedSoftmax | AdaptiveSoftmax
-
-
-def summed_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """The negative log-likelihood of `targets` [N] under `logits` [N, V], summed, in fp32.
-
-    smoothing: the share of the target's probability that is spread over all V words (Szegedy et
-    al. 2016, section 7).
-    """
-    return functional.cross_entropy(
-        logits.float(), targets, reduction="sum", label_smoothing=smoothing
-    )

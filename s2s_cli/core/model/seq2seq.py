@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from s2s_cli.core.batches import Batch, SourceBatch
 from s2s_cli.core.model.decoder import Decoder
+from s2s_cli.core.model.embedding import TiedEmbedding
 from s2s_cli.core.model.encoder import Encoder
 from s2s_cli.core.model.exposure import Exposure, forced_features
+from s2s_cli.core.model.output import TiedSoftmax
 
 
 class Seq2Seq(nn.Module):
@@ -51,6 +53,11 @@ class Seq2Seq(nn.Module):
         features, state = self.decoder(words.unsqueeze(0), state)
         logits: Tensor = self.decoder.output(features.squeeze(0))
         return logits.float(), state
+
+    def looked_up(self) -> list[nn.Embedding]:
+        """Tables of word vectors that nothing else uses: no softmax, and not the other side."""
+        tied = {id(m.owner) for m in self.modules() if isinstance(m, TiedEmbedding | TiedSoftmax)}
+        return [m for m in self.modules() if isinstance(m, nn.Embedding) and id(m) not in tied]
 
     @property
     def device(self) -> torch.device:

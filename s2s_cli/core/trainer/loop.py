@@ -22,7 +22,8 @@ from s2s_cli.core.prepared import PackedPairs, Prepared
 from s2s_cli.core.recipe import Recipe
 from s2s_cli.core.schedule import learning_rate, truth_ratio
 from s2s_cli.core.trainer import keeping, run, validation
-from s2s_cli.core.trainer.optimizer import averaged, make_optimizer
+from s2s_cli.core.trainer.learner import Learner
+from s2s_cli.core.trainer.optimizer import averaged
 from s2s_cli.core.trainer.run import Place, SavedState
 from s2s_cli.core.trainer.start import begin
 from s2s_cli.core.translator import first_word
@@ -66,8 +67,7 @@ class Trainer:
             source_vocabulary=prepared.source_tokenizer.size,
             target_vocabulary=prepared.target_tokenizer.size,
         ).to(device)
-        self._optimizer = make_optimizer(self.model, recipe.optimizer)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self._learner = Learner(self.model, recipe.optimizer, recipe.training, device)
         self._notes = [] if saved else begin(self.model, recipe, prepared)
         run.claim(folder, recipe)
         decay = recipe.training.moving_average
@@ -75,8 +75,8 @@ class Trainer:
         if saved:
             self.place = saved.place
             self.model.load_state_dict(saved.model)
-            self._optimizer.load_state_dict(saved.optimizer)
-            self._scaler.load_state_dict(saved.scaler)
+            self._learner.optimizer.load_state_dict(saved.optimizer)
+            self._learner.scaler.load_state_dict(saved.scaler)
             if self._average:
                 self._average.load_state_dict(saved.average)
             run.set_random_states(saved.random)
@@ -197,24 +197,13 @@ class Trainer:
             place.update,
             place.stalled,
         )
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._rate
-        exposure = self._exposure()
         self.model.train()
-        self._optimizer.zero_grad(set_to_none=True)
-        for part in parts:
-            with autocast(self._device, settings.precision):
-                loss = self.model(part, smoothing=settings.label_smoothing, exposure=exposure)
-            self._scaler.scale(loss / count).backward()
-            self._loss += loss.detach()
-            self._padded += part.inputs.numel()
-        self._scaler.unscale_(self._optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip or math.inf)
+        loss, norm = self._learner.learn(parts, count, self._rate, self._exposure())
         # A scaled loss overflows now and then; the update is left out then, and the scale halved.
-        scaled = self._scaler.is_enabled()
+        scaled = self._learner.scaler.is_enabled()
         self._norm = torch.where(norm.isfinite(), norm, self._norm) if scaled else norm
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
+        self._loss += loss
+        self._padded += sum(part.inputs.numel() for part in parts)
         if self._average:
             self._average.update_parameters(self.model)
         self._words += words
@@ -330,9 +319,9 @@ class Trainer:
             self.place,
             self.model.state_dict(),
             self._average.state_dict() if self._average else {},
-            self._optimizer.state_dict(),
+            self._learner.optimizer.state_dict(),
             run.random_states(),
-            self._scaler.state_dict(),
+            self._learner.scaler.state_dict(),
         )
         run.save_state(self.folder, state, self._fingerprint)
         self._save_model(checkpoint.LAST, self.place.results)

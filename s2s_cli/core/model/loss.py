@@ -1,0 +1,129 @@
+"""The loss of a softmax over a whole vocabulary, without keeping all of its logits.
+
+The gradient is found while the logits are there, in the forward pass, a chunk of words at a time,
+and overwrites them. Stock cross entropy writes down logits, log-probabilities and both of their
+gradients for all words.
+
+# N words, C words of a chunk, F features, V vocabulary
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional
+
+# Numbers in the logits of a chunk. On a GPU a chunk's products should fill the whole of it.
+CHUNK = {"cpu": 1 << 25, "cuda": 1 << 28}
+# Words whose probabilities are computed together on a CPU: a few MB, which stay in its cache.
+SLICE = 64
+
+
+def full_loss(
+    features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, smoothing: float
+) -> Tensor:
+    """The negative log-likelihood of `targets` under a softmax of `features`, summed. []
+
+    Products are taken in the precision of autocast where it is on, log-probabilities in fp32.
+
+    Args:
+        features: [N, F].
+        weight: [V, F].
+        bias: [V].
+        targets: [N] ids.
+        smoothing: the share of the target's probability that is spread over all V words (Szegedy
+            et al. 2016, section 7).
+    """
+    kind, device = features.dtype, features.device.type
+    if torch.is_autocast_enabled(device):
+        kind = torch.get_autocast_dtype(device)
+    if kind == torch.float16:
+        # Its gradients would vanish before the loss is scaled, which happens in the backward pass.
+        logits = functional.linear(features, weight, bias)
+        return functional.cross_entropy(
+            logits.float(), targets, reduction="sum", label_smoothing=smoothing
+        )
+    loss: Tensor = _FullLoss.apply(features, weight, bias, targets, smoothing, kind)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _FullLoss(torch.autograd.Function):
+    """Gradients of the sum are kept in place of logits; backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        smoothing: float,
+        kind: torch.dtype,
+    ) -> Tensor:
+        needed = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
+        with torch.autocast(features.device.type, enabled=False):
+            loss, gradients = _loss_and_gradients(
+                features.to(kind), weight.to(kind), bias.to(kind), targets, smoothing, any(needed)
+            )
+        if any(needed):
+            inputs = (features, weight, bias)
+            ctx.save_for_backward(
+                *(found.to(given.dtype) for found, given in zip(gradients, inputs, strict=True))
+            )
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
+        found = ctx.saved_tensors  # type: ignore[attr-defined]
+        scaled = (
+            gradient * outer[0].to(gradient.dtype) if wanted else None
+            for gradient, wanted in zip(found, needed, strict=True)
+        )
+        return (*scaled, None, None, None)
+
+
+def _loss_and_gradients(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    smoothing: float,
+    differentiate: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The loss and, if asked for, its gradients in features, weight and bias; all of one kind.
+
+    The sums over chunks are fp32 or wider.
+    """
+    words, vocabulary = len(features), len(weight)
+    wide = torch.promote_types(features.dtype, torch.float32)
+    loss = torch.zeros((), dtype=wide, device=features.device)
+    by_feature = torch.empty_like(features)
+    by_weight: Tensor | None = None
+    by_bias = torch.zeros_like(bias, dtype=wide)
+    size = max(1, CHUNK[features.device.type] // vocabulary)
+    for first in range(0, words, size):
+        chunk, wanted = features[first : first + size], targets[first : first + size, None]
+        logits = functional.linear(chunk, weight, bias)  # [C, V]
+        step = SLICE if features.device.type == "cpu" else size
+        for start in range(0, len(chunk), step):
+            piece, target = logits[start : start + step], wanted[start : start + step]
+            known = torch.log_softmax(piece, 1, dtype=wide)
+            loss -= (1 - smoothing) * known.gather(1, target).sum()
+            if smoothing:
+                loss -= smoothing * known.mean(1).sum()
+            if differentiate:
+                torch.exp(known, out=piece)
+                piece.scatter_add_(
+                    1, target, piece.new_full((1, 1), smoothing - 1).expand_as(target)
+                )
+                if smoothing:
+                    piece -= smoothing / vocabulary
+        if differentiate:
+            torch.mm(logits, weight, out=by_feature[first : first + size])
+            if by_weight is None:
+                by_weight = torch.mm(logits.T, chunk).to(wide)
+            else:
+                by_weight += torch.mm(logits.T, chunk)
+            by_bias += logits.sum(0, dtype=wide)
+    return loss, (by_feature, torch.zeros_like(weight) if by_weight is None else by_weight, by_bias)

@@ -1,0 +1,136 @@
+"""One update of the weights: loss, gradients, their norm, clipping, and the step.
+
+# N words looked up, E embedding
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from s2s_cli.core.batches import Batch
+from s2s_cli.core.device import autocast
+from s2s_cli.core.model import Exposure, Seq2Seq
+from s2s_cli.core.recipe.schema import Optimizer, Sgd, Training
+from s2s_cli.core.trainer.optimizer import make_optimizer
+
+# As `torch.nn.utils.clip_grad_norm_` has it, to divide by.
+SMALLEST_NORM = 1e-6
+
+
+@dataclass(frozen=True)
+class RowGradient:
+    """The gradient of a table of word vectors, for the words that were looked up alone.
+
+    ids: [N], each word once, then zeros; rows: [N, E], the gradients of those words, then zeros.
+    The shapes do not depend on which words are equal, so that a GPU need not be waited for.
+    """
+
+    table: Tensor
+    ids: Tensor
+    rows: Tensor
+
+    @classmethod
+    def taken_from(cls, table: Tensor) -> "RowGradient | None":
+        """The sparse gradient of a table, its repeated words summed; the table's is dropped."""
+        gradient, table.grad = table.grad, None
+        if gradient is None:
+            return None
+        ids, order = gradient._indices()[0].sort(stable=True)
+        fresh = torch.ones_like(ids)
+        fresh[1:] = ids[1:] != ids[:-1]
+        places = fresh.cumsum(0) - 1
+        values = gradient._values()[order]
+        rows = torch.zeros_like(values).index_add_(0, places, values)
+        return cls(table, torch.zeros_like(ids).scatter_(0, places, ids), rows)
+
+    @torch.no_grad()
+    def descend(self, rate: Tensor) -> None:
+        """Takes a step of plain SGD. rate: []"""
+        self.table.index_add_(0, self.ids, self.rows.mul_(-rate))
+
+
+class Learner:
+    """A model's optimiser and what belongs to an update.
+
+    Plain SGD, without momentum or weight decay, changes no row of a word that it has not seen:
+    there tables of word vectors have a gradient for the rows looked up alone, and clipping is
+    part of the learning rate. Both give what dense gradients, clipped, would give.
+    """
+
+    def __init__(
+        self, model: Seq2Seq, spec: Optimizer, settings: Training, device: torch.device
+    ) -> None:
+        self.model = model
+        self.optimizer = make_optimizer(model, spec)
+        scaled = settings.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        self._settings = settings
+        self._device = device
+        self._parameters = [each for each in model.parameters() if each.requires_grad]
+        # A scaled loss overflows now and then, and the update is left out: torch's part alone.
+        self._plain = isinstance(spec, Sgd) and not (spec.momentum or spec.weight_decay or scaled)
+        tables = model.looked_up() if self._plain else []
+        for table in tables:
+            table.sparse = True
+        self._tables = [table.weight for table in tables if table.weight.requires_grad]
+
+    @property
+    def techniques(self) -> list[str]:
+        """What it does in a shorter way than it is written in a paper, for a person to read."""
+        if not self._plain:
+            return []
+        rows = ["gradients of word vectors by rows"] if self._tables else []
+        return [*rows, *(["clipping in the learning rate"] if self._settings.clip else [])]
+
+    def learn(
+        self, parts: Sequence[Batch], count: int, rate: float, exposure: Exposure | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """An update: the summed loss of its words and the norm of the unclipped gradient, both [].
+
+        On a GPU nothing here waits for it.
+
+        Args:
+            parts: of the batch, on the device; their gradients are added.
+            count: what the loss is divided by.
+            rate: the learning rate.
+            exposure: how much truth the decoder sees; None for all of it.
+        """
+        settings = self._settings
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self._device)
+        for part in parts:
+            with autocast(self._device, settings.precision):
+                found = self.model(part, smoothing=settings.label_smoothing, exposure=exposure)
+            self.scaler.scale(found / count).backward()
+            loss += found.detach()
+        self.scaler.unscale_(self.optimizer)
+        return loss, self._descend(rate)
+
+    def _descend(self, rate: float) -> Tensor:
+        """Clips and steps; the norm of the gradient before it was clipped."""
+        clip = self._settings.clip
+        found = (RowGradient.taken_from(table) for table in self._tables)
+        rows = [gradient for gradient in found if gradient is not None]
+        dense = [each.grad for each in self._parameters if each.grad is not None]
+        norm = get_total_norm([*dense, *(gradient.rows for gradient in rows)])
+        if self._plain:
+            clipped = torch.clamp(clip / (norm + SMALLEST_NORM), max=1.0) if clip else 1.0
+            step = torch.as_tensor(rate * clipped, device=self._device)
+            self._set_rate(step if self._device.type == "cuda" else float(step))
+            for gradient in rows:
+                gradient.descend(step)
+        else:
+            self._set_rate(rate)
+            if clip:
+                clip_grads_with_norm_(self._parameters, clip, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._set_rate(rate)
+        return norm
+
+    def _set_rate(self, rate: float | Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
