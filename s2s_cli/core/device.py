@@ -1,6 +1,9 @@
-"""Which machine to compute on, with how many threads, and in which precision."""
+"""Which machine to compute on: its threads, its precisions, and what makes it fast."""
 
 import contextlib
+import ctypes
+import os
+from collections.abc import Callable
 
 import torch
 
@@ -29,7 +32,7 @@ def find_device(name: str) -> torch.device:
         )
     # torch lets cuDNN's recurrent layers round fp32 to TF32 by default, to about 1e-3; then what a
     # sentence is batched with could change its translation.
-    torch.backends.cudnn.allow_tf32 = False
+    _round_to_tf32(False)
     return torch.device("cuda", int(number or 0))
 
 
@@ -45,10 +48,102 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     Raises:
         DeviceError: a CUDA device that has no bf16, or fp16 on a CPU.
     """
-    if precision == "fp32":
+    if precision in ("fp16", "tf32") and device.type == "cpu":
+        raise DeviceError(f"precision {precision} needs a CUDA device; here, use bf16 or fp32")
+    if precision in ("fp32", "tf32"):
         return contextlib.nullcontext()
-    if precision == "fp16" and device.type == "cpu":
-        raise DeviceError("precision fp16 needs a CUDA device; here, use bf16 or fp32")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise DeviceError(f"{torch.cuda.get_device_name(device)} has no bf16\nuse precision fp32")
     return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16)
+
+
+def accelerate(device: torch.device, precision: str) -> list[str]:
+    """Switches on, for the whole process, what makes training fast on a device.
+
+    Gives a line for each technique, also for one that steps aside. What comes out of fp32 changes
+    by its own rounding alone, and the choice depends on the machine, never on a measured time: the
+    same machine computes the same bits every time.
+    """
+    if device.type == "cuda":
+        if precision == "tf32":
+            _round_to_tf32(True)
+            return ["products in TF32"]
+        return []
+    slow = [SLOW_BF16] if precision == "bf16" and not _has_bf16_products() else []
+    return [_keep_memory(), _fast_products(), *slow]
+
+
+SLOW_BF16 = "bf16: this CPU has no products of it, fp32 may be faster"
+
+
+def _has_bf16_products() -> bool:
+    """Whether an x86 CPU multiplies bf16; True where torch cannot tell."""
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    if capabilities.get("architecture") != "x86_64":
+        return True
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _round_to_tf32(allowed: bool) -> None:
+    """Whether CUDA's fp32 products and recurrent layers may round their inputs to 10 bits."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(cudnn, "rnn"):  # torch 2.9, which warns of the older names
+        precision = "tf32" if allowed else "ieee"
+        matmul.fp32_precision = precision
+        cudnn.rnn.fp32_precision = precision  # type: ignore[attr-defined]
+    else:
+        matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+
+
+# Names of glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_BLOCK = 1 << 30  # bytes
+
+
+def _keep_memory() -> str:
+    """Keeps memory that tensors leave, for the next ones.
+
+    By default glibc gives large blocks back to the system at once; each new one then comes as
+    pages that the system fills with zeros, which can take as long as what is computed on them.
+    """
+    if any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")):
+        return "freed memory: as MALLOC_* in the environment says"
+    mallopt = _glibc_mallopt()
+    if mallopt is None:
+        return "freed memory goes back to the system: no glibc here"
+    if not (mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1)):
+        return "freed memory goes back to the system: glibc refuses to keep it"
+    return "freed memory is kept"
+
+
+def _glibc_mallopt() -> "Callable[[int, int], int] | None":
+    try:
+        return ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return None
+
+
+# Of a sum of a thousand products of fp32, relative to the largest; bf16 would give 3e-3.
+LARGEST_ERROR = 2e-5
+
+
+def _fast_products() -> str:
+    """Sends fp32 products to oneDNN where its result is fp32's.
+
+    torch's own choice runs at half speed on some CPUs. oneDNN is asked for by allowing it to round
+    to bf16, which it does on CPUs with matrix units (AMX) alone: so the error decides.
+    """
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    if matmul is None or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return "fp32 products: this torch cannot send them to oneDNN"
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(128, 1024, generator=generator)
+    right = torch.randn(1024, 256, generator=generator)
+    exact = left.double() @ right.double()
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    error = float((left @ right - exact).abs().max() / exact.abs().max())
+    if error <= LARGEST_ERROR:
+        return "fp32 products by oneDNN, exact here"
+    matmul.fp32_precision = before
+    return "fp32 products by torch's choice: oneDNN would round them to bf16 on this CPU"

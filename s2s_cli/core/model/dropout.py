@@ -5,8 +5,11 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+STEPS = 1 << 32  # values of a lot
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,25 @@ class Dropout(nn.Module):
         """A mask [B, width] for the sentences of `like` [.., B, n]; None where none is needed."""
         if not (self.training and self.variational and self.share):
             return None
-        return functional.dropout(like.new_ones(like.shape[-2], width), self.share)
+        return dropped(like.new_ones(like.shape[-2], width), self.share)
 
     def forward(self, numbers: Tensor, mask: Tensor | None = None) -> Tensor:
         """`numbers` [.., B, n], some of them zero and the others larger, in training."""
         if mask is not None:
             return numbers * mask
-        return functional.dropout(numbers, self.share, self.training)
+        return dropped(numbers, self.share) if self.training and self.share else numbers
+
+
+def dropped(numbers: Tensor, share: float) -> Tensor:
+    """`numbers`, so large a share of them zero and the others larger, drawn anew each time.
+
+    On a CPU a draw of 64 bits from torch's generator decides over two numbers; torch's own
+    dropout takes three times as long there.
+    """
+    if numbers.device.type != "cpu":
+        return functional.dropout(numbers, share)
+    least = min(round(share * STEPS), STEPS - 1)
+    draws = torch.empty(-(-numbers.numel() // 2), dtype=torch.int64).random_(-(2**63), None)
+    lots = draws.view(torch.int32)[: numbers.numel()].view(numbers.shape)  # even in all its values
+    mask = (lots >= least - STEPS // 2).to(numbers.dtype).mul_(STEPS / (STEPS - least))
+    return numbers * mask

@@ -42,6 +42,8 @@ def read_forward(runs: Runs, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, P
     Returns:
         Outputs [S, B, H], zero at padding, and the state after each row's last word.
     """
+    if lengths[-1] == lengths[0]:
+        return runs.run(inputs, runs.zeros(len(lengths), inputs))
     parts = runs.zeros(0, inputs)
     outputs = []
     for first, last, rows in _segments(lengths):
@@ -55,6 +57,9 @@ def read_forward(runs: Runs, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, P
 def read_backward(runs: Runs, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Parts]:
     """Last word to first. As `read_forward`; the state is that after each row's first word."""
     running = runs.zeros(len(lengths), inputs)
+    if lengths[-1] == lengths[0]:
+        found, running = runs.run(inputs.flip(0), running)
+        return found.flip(0), running
     ended: list[Parts] = []  # of rows that were left behind, the shortest first
     outputs = []
     for first, last, rows in reversed(list(_segments(lengths))):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from s2s_cli.core.model.cells import Layer, Parts, run_fused
+from s2s_cli.core.model.cells import Layer, Parts, run_fused, run_layer_by_layer
 from s2s_cli.core.model.dropout import NO_MASKS, Dropout, Masks
 from s2s_cli.core.model.reading import read_forward
 
@@ -62,6 +62,9 @@ class Recurrent(nn.Module):
 
     def run(self, inputs: Tensor, parts: Parts) -> tuple[Tensor, Parts]:
         """The same on the bare parts of a state, each [L, B, H]."""
+        # The kernel's own dropout is slow on a CPU.
+        if self.training and self.cells.dropout and inputs.device.type == "cpu":
+            return run_layer_by_layer(self.cells, inputs, parts)
         return run_fused(self.cells, inputs, parts)
 
     def masks(self, _like: Tensor) -> tuple[Tensor | None, ...]:

@@ -122,9 +122,12 @@ class Training(Table):
         description="Decay of a moving average of the weights, which is what is validated and "
         "kept as a model; 0: none.",
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
         "fp32",
-        description="`bf16`, `fp16`: autocast, with fp32 master weights; fp16 with a scaled loss.",
+        description=(
+            "`bf16`, `fp16`: autocast, with fp32 master weights; fp16 with a scaled loss. `tf32`: "
+            "fp32 with products rounded to 10 bits. `tf32` and `fp16` need CUDA."
+        ),
     )
     validate_every: Count = Field(
         0, description="Updates between validations; 0 validates at the end of each epoch."
