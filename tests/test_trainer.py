@@ -29,7 +29,7 @@ from s2s_cli.core.model import Seq2Seq
 from s2s_cli.core.prepared import PackedPairs, PackedText, Prepared, prepare
 from s2s_cli.core.recipe import Recipe, load, parse
 from s2s_cli.core.tokenizer import BOS, EOS
-from s2s_cli.core.trainer import Trainer, loop, validation
+from s2s_cli.core.trainer import Trainer, feed, loop, validation
 
 CPU = torch.device("cpu")
 UPDATES = 8  # an epoch of the tiny corpus
@@ -283,7 +283,7 @@ def test_speed_and_time_are_of_updates_alone(
         return slowed
 
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now))
-    monkeypatch.setattr(loop, "make_batch", slow(loop.make_batch, 2.0))
+    monkeypatch.setattr(feed, "make_batch", slow(feed.make_batch, 2.0))
     monkeypatch.setattr(validation, "perplexity", slow(validation.perplexity, 100.0))
     monkeypatch.setattr(checkpoint, "save_file", slow(checkpoint.save_file, 5000.0))
     recipe = load(str(recipe_file), BUSY)

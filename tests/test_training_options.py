@@ -22,7 +22,7 @@ from s2s_cli.core.model import Exposure, Seq2Seq
 from s2s_cli.core.prepared import Prepared, prepare
 from s2s_cli.core.recipe import load
 from s2s_cli.core.tokenizer import EOS
-from s2s_cli.core.trainer import Trainer, loop, validation
+from s2s_cli.core.trainer import Trainer, feed, validation
 from s2s_cli.core.trainer.start import check_start, load_start, other_tokenizers
 
 CPU = torch.device("cpu")
@@ -417,7 +417,7 @@ def rows_met(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[list[int
             met.append(rows.tolist())
             return make_batch(pairs, rows, **options)
 
-        patched.setattr(loop, "make_batch", spy)
+        patched.setattr(feed, "make_batch", spy)
         list(trainer.train())
     return met
 

@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,10 +55,16 @@ class PackedText:
         ids: list[int] = self.ids[self.offsets[index] : self.offsets[index + 1]].tolist()
         return ids
 
-    @cached_property
+    @property
     def lengths(self) -> Offsets:
-        """Tokens of each sentence. [sentences]"""
+        """Tokens of each sentence, counted anew each time: 8 bytes a sentence. [sentences]"""
         return numpy.diff(self.offsets)
+
+    def lengths_of(self, rows: numpy.typing.NDArray[numpy.integer[Any]]) -> Offsets:
+        """Tokens of the sentences at `rows`, of which nothing else is read. [rows]"""
+        offsets = numpy.asarray(self.offsets)  # which is indexed twice as fast as a memory map
+        lengths: Offsets = offsets[rows + 1] - offsets[rows]
+        return lengths
 
 
 @dataclass(frozen=True)

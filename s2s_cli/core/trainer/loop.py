@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy
 import torch
 
 from s2s_cli.core import checkpoint
-from s2s_cli.core.batches import BatchPlan, Indices, make_batch
+from s2s_cli.core.batches import BatchPlan
 from s2s_cli.core.device import autocast
 from s2s_cli.core.errors import DivergedError, ModelError
 from s2s_cli.core.events import Event, Finished, Progress, Started, Validated
@@ -22,11 +21,11 @@ from s2s_cli.core.prepared import PackedPairs, Prepared
 from s2s_cli.core.recipe import Recipe
 from s2s_cli.core.schedule import learning_rate, truth_ratio
 from s2s_cli.core.trainer import keeping, run, validation
+from s2s_cli.core.trainer.feed import AHEAD, Feed
 from s2s_cli.core.trainer.learner import Learner
 from s2s_cli.core.trainer.optimizer import averaged
 from s2s_cli.core.trainer.run import Place, SavedState
 from s2s_cli.core.trainer.start import begin
-from s2s_cli.core.translator import first_word
 
 EXAMPLES = 3
 
@@ -89,7 +88,8 @@ class Trainer:
             recipe.training.seed if seed is None else seed,
             recipe.batches.curriculum,
         )
-        self._batches = self._plan.epoch(self.place.epoch)
+        self._feed = self._open_feed()
+        self._batches = self._feed.batches  # in the epoch of the latest update
         self._rate = 0.0
         self._restart_interval()
 
@@ -102,12 +102,29 @@ class Trainer:
             DivergedError: the loss is not finite; the last checkpoint stays as it was.
             ModelError: a checkpoint cannot be written.
         """
+        if self._feed.closed:
+            self._feed = self._open_feed()
+            self._batches = self._feed.batches
+        try:
+            yield from self._train(should_stop)
+        finally:
+            self._feed.close()
+
+    def _open_feed(self) -> Feed:
+        """What there is to learn from the training's place on."""
+        place, device = self.place, self._device
+        ahead = AHEAD if device.type == "cuda" else 0
+        return Feed(
+            self._plan, self.recipe, device, epoch=place.epoch, batch=place.batch, ahead=ahead
+        )
+
+    def _train(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
         settings = self.recipe.training
         yield Started(
             *self._position(),
             parameters=self.model.parameter_count(),
             pairs=len(self.prepared.train),
-            batches=len(self._batches),
+            batches=self._batches,
             updates=self._planned(),
             device=str(self._device),
             precision=settings.precision,
@@ -139,14 +156,14 @@ class Trainer:
 
     def _position(self) -> tuple[int, float]:
         """Updates and epochs done."""
-        batches = len(self._batches)
+        batches = self._batches
         # A single quotient: 68 of 50 are 1.36 in binary too, but 1 + 18 / 50 is less.
         return self.place.update, (self.place.epoch * batches + self.place.batch) / batches
 
     def _planned(self) -> int:
         """Updates in all; where batches are counted in tokens, about as many."""
         settings = self.recipe.training
-        updates = math.ceil(round(settings.epochs * len(self._batches), 6))  # 1.1 * 50 is 55
+        updates = math.ceil(round(settings.epochs * self._batches, 6))  # 1.1 * 50 is 55
         return min(updates, settings.max_updates or updates)
 
     def reason_to_end(self) -> str:
@@ -179,15 +196,8 @@ class Trainer:
     def _update(self) -> bool:
         """One update; whether it was the last of its epoch."""
         settings, place = self.recipe.training, self.place
-        parts = [
-            make_batch(
-                self.prepared.train,
-                rows,
-                reverse=self.recipe.model.reverse_source,
-                start=first_word(self.recipe),
-            ).to(self._device)
-            for rows in _parts(self._batches[place.batch], self.recipe.batches.parts)
-        ]
+        update = next(self._feed)
+        parts, self._batches = update.parts, update.batches
         words = sum(part.words for part in parts)
         count = sum(part.sentences for part in parts) if settings.loss_per == "sentence" else words
         self._rate = learning_rate(
@@ -210,10 +220,9 @@ class Trainer:
         place.update += 1
         place.results = {}
         place.batch += 1
-        if place.batch < len(self._batches):
+        if place.batch < self._batches:
             return False
         place.epoch, place.batch = place.epoch + 1, 0
-        self._batches = self._plan.epoch(place.epoch)
         return True
 
     def _exposure(self) -> Exposure | None:
@@ -334,11 +343,6 @@ class Trainer:
             written = None
         if written != self.place.update:
             self._save_model(checkpoint.LAST, self.place.results)
-
-
-def _parts(rows: Indices, count: int) -> list[Indices]:
-    """A batch in `count` parts, or one a pair where it has fewer."""
-    return [part for part in numpy.array_split(rows, count) if len(part)]
 
 
 def _due(every: int, update: int, otherwise: bool) -> bool:
