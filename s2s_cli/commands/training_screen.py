@@ -64,6 +64,7 @@ class TrainingScreen:
                     f"{event.updates:,} updates, {event.device}, {event.precision}; "
                     f"{verb} update {event.update:,}"
                 )
+                self._terminal.detail("; ".join(event.techniques))
                 for note in event.notes:
                     self._terminal.note(note)
             case Progress():

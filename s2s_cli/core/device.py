@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -37,9 +38,24 @@ def find_device(name: str) -> torch.device:
 
 
 def set_threads(count: int) -> None:
-    """Computes with `count` CPU threads; 0 leaves torch's choice."""
+    """Computes with `count` CPU threads; 0: as torch chooses, but no more than the machine lends.
+
+    torch counts the cores that it may run on; a container often has fewer cores' worth of time.
+    """
+    share = _lent_cores(Path("/sys/fs/cgroup/cpu.max"))
+    if not count and share and "OMP_NUM_THREADS" not in os.environ:
+        count = min(torch.get_num_threads(), share)
     if count:
         torch.set_num_threads(count)
+
+
+def _lent_cores(file: Path) -> int | None:
+    """The cores' worth of time, rounded up, that Linux lends this group of processes."""
+    try:
+        quota, period = file.read_text(encoding="ascii").split()
+        return max(1, -(-int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:

@@ -25,7 +25,8 @@ class Started(Event):
     """The training begins, or goes on after `update` updates.
 
     parameters: numbers that are learned; batches: in an epoch; updates: in all, if nothing stops
-    it earlier; notes: on what it begins with, for a person.
+    it earlier; techniques: what makes it fast here, and what does not apply and why; notes: on
+    what it begins with, for a person.
     """
 
     parameters: int
@@ -34,6 +35,7 @@ class Started(Event):
     updates: int
     device: str
     precision: str
+    techniques: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

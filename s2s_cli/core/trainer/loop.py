@@ -13,7 +13,7 @@ import torch
 
 from s2s_cli.core import checkpoint
 from s2s_cli.core.batches import BatchPlan
-from s2s_cli.core.device import autocast
+from s2s_cli.core.device import accelerate, autocast
 from s2s_cli.core.errors import DivergedError, ModelError
 from s2s_cli.core.events import Event, Finished, Progress, Started, Validated
 from s2s_cli.core.model import Exposure, Seq2Seq, build
@@ -60,6 +60,7 @@ class Trainer:
         saved = run.load_state(folder, fingerprint)
         precision = recipe.training.precision
         autocast(device, precision)  # whether it is there at all
+        self._techniques = accelerate(device, precision)
         torch.manual_seed(recipe.training.seed)
         self.model = build(
             recipe.model,
@@ -128,6 +129,7 @@ class Trainer:
             updates=self._planned(),
             device=str(self._device),
             precision=settings.precision,
+            techniques=(*self._techniques, *self._learner.techniques),
             notes=tuple(self._notes),
         )
         if self.place.update:
