@@ -25,7 +25,7 @@ DeviceOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int,
-    typer.Option("--threads", min=0, max=1024, help="CPU threads; 0: one for each core that it may use."),
+    typer.Option("--threads", min=0, max=1024, help="CPU threads; 0: one a core that it may use."),
 ]
 InvalidOption = Annotated[
     Literal["error", "replace"],
