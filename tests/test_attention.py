@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from s2s_cli.core.model.attention import Source
+from s2s_cli.core.model.attention import AdditiveScore, Source
 from s2s_cli.core.model.bridge import Encoded
 from s2s_cli.core.model.build import build
 from s2s_cli.core.recipe.schema import Model
@@ -357,3 +357,40 @@ def test_weights_are_fp32_in_bf16(table: dict[str, Any]) -> None:
     contexts, weights = attend(attention, encoded, queries)
     assert contexts.dtype == torch.bfloat16
     assert weights.dtype == torch.float32
+
+
+def tanh_of(numbers: Tensor) -> Tensor:
+    """By an additive score whose matrices are 1 and whose keys are 0. numbers: [N]"""
+    score = AdditiveScore(1, 1, 1, covers=False).to(numbers.dtype)
+    nothing = numbers.new_zeros(1, 1, 1)
+    with torch.no_grad():
+        score.query.weight.fill_(1.0)
+        score.vector.weight.fill_(1.0)
+    found: Tensor = score(numbers[None, :, None], Source(nothing, nothing, nothing[0] == 0))
+    return found.flatten()
+
+
+def test_a_tanh_of_many_numbers_is_off_by_rounding_alone() -> None:
+    sizes = torch.logspace(-6, 1.5, 500)
+    numbers = torch.cat([-sizes, torch.zeros(1), sizes]).requires_grad_()
+    expected = torch.tanh(numbers.detach().double())
+    found = tanh_of(numbers)
+    assert (found - expected).abs().max() < 2e-7
+    assert found[500] == 0
+    (slope,) = torch.autograd.grad(found.sum(), numbers)
+    assert (slope - (1 - expected**2)).abs().max() < 4e-7
+    # In half precision that way would lose half of the digits.
+    half = numbers.detach().bfloat16()
+    assert torch.equal(tanh_of(half), torch.tanh(half))
+
+
+@pytest.mark.parametrize("kind", ["dot", "general", "additive"])
+def test_outputs_are_put_in_order_once(kind: str) -> None:
+    """An encoder gives them time first; each step would copy them to multiply them."""
+    table = SCORES[kind]
+    encoded = sources(table)
+    time_first = encoded.outputs.transpose(0, 1).contiguous()
+    source = attention_of(table).prepare(replace(encoded, outputs=time_first.transpose(0, 1)))
+    assert source.values.is_contiguous()
+    assert source.keys.is_contiguous()
+    assert torch.equal(source.values, encoded.outputs)

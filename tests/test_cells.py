@@ -204,16 +204,23 @@ def test_a_cell_follows_its_equations(
         assert_close(result[what].double(), expected, tolerance, what)
 
 
+@pytest.mark.parametrize("steps", [1, STEPS])
 @every_cell
-def test_parts_of_an_input_are_projected_apart(name: str) -> None:
+def test_parts_of_an_input_are_projected_apart(name: str, steps: int) -> None:
+    """And give the gradients of the whole, to the input and to the weights."""
     layer, inputs, _ = drawn(name)
+    inputs = inputs[:steps].requires_grad_()
     whole = layer.project(inputs)
-    assert whole.shape == (STEPS, ROWS, CELLS[name][3] * HIDDEN)
-    for first in range(1, INPUTS):
-        rest = inputs[..., first:] @ layer.rest(INPUTS - first).T
-        parts = layer.project(inputs[..., :first]) + rest
+    assert whole.shape == (steps, ROWS, CELLS[name][3] * HIDDEN)
+    assert_close(layer.project(inputs[-1, 1]), whole[-1, 1], 1e-9)
+    outer, given = torch.randn_like(whole), [inputs, layer.input_weight()]
+    expected = torch.autograd.grad(whole, given, outer)
+    for known in range(1, INPUTS):
+        project = layer.beside(inputs[..., :known])
+        parts = torch.stack([project(step, inputs[step, :, known:]) for step in range(steps)])
         assert_close(parts, whole, 1e-9)
-    assert_close(layer.project(inputs[2, 1]), whole[2, 1], 1e-9)
+        for found, gradient in zip(torch.autograd.grad(parts, given, outer), expected, strict=True):
+            assert_close(found, gradient, 1e-9)
 
 
 @every_cell

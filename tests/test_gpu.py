@@ -8,7 +8,7 @@ import torch
 
 from s2s_cli.core.batches import make_batch
 from s2s_cli.core.device import autocast
-from s2s_cli.core.events import Finished, Progress
+from s2s_cli.core.events import Finished, Progress, Started
 from s2s_cli.core.metrics import evaluate
 from s2s_cli.core.model import Exposure, build
 from s2s_cli.core.model.cells import FusedLayer, LayerNormLstm, PeepholeLstm, ResetBeforeGru
@@ -17,7 +17,8 @@ from s2s_cli.core.model.recurrent import Recurrent
 from s2s_cli.core.prepared import PackedPairs, PackedText, prepare
 from s2s_cli.core.recipe import Recipe, load, recipe_folder
 from s2s_cli.core.recipe.schema import Model
-from s2s_cli.core.trainer import Trainer
+from s2s_cli.core.trainer import Trainer, graphs
+from s2s_cli.core.trainer.learner import Learner
 from s2s_cli.core.translator import Translator
 
 pytestmark = [
@@ -243,6 +244,108 @@ def test_flagship_takes_updates_in_bf16() -> None:
         f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     )
     assert losses[-1] < losses[0]
+
+
+# Many batches of few shapes, so that most updates are replays.
+GRAPHED = ["training.max_updates=60", "training.log_every=1", "batches.size=16", "batches.pool=200"]
+OPTIMIZERS = {
+    "sgd": ["optimizer.kind=sgd", "optimizer.lr=0.5"],
+    "momentum": ["optimizer.kind=sgd", "optimizer.lr=0.1", "optimizer.momentum=0.9"],
+    "adam": ["optimizer.kind=adam", "optimizer.lr=0.001"],
+}
+
+
+class Counted(graphs.CudaGraphs):
+    """Counts what it is asked for. A graph's replay says that it happens."""
+
+    recorded = replayed = 0
+
+    def record(self, work: graphs.Work) -> graphs.Work:
+        replay = super().record(work)
+        Counted.recorded += 1
+
+        def counted() -> None:
+            Counted.replayed += 1
+            replay()
+
+        return counted
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counted]:
+    monkeypatch.setattr("s2s_cli.core.trainer.learner.CudaGraphs", Counted)
+    monkeypatch.setattr(graphs, "MEETINGS", 2)
+    monkeypatch.setattr(Counted, "recorded", 0)
+    monkeypatch.setattr(Counted, "replayed", 0)
+    return Counted
+
+
+def graphed_losses(folder: Path, graphed: bool, *changes: str) -> tuple[list[float], list[float]]:
+    """Losses and norms of 60 updates. A recording that fails is a warning, thus an error here."""
+    recipe = small(*GRAPHED, f"training.cuda_graphs={str(graphed).lower()}", *changes)
+    events = list(Trainer(recipe, prepare(recipe), folder / f"graphs-{graphed}", CUDA).train())
+    (started,) = (event for event in events if isinstance(event, Started))
+    assert any("CUDA graphs" in line for line in started.techniques) == graphed
+    told = [event for event in events if isinstance(event, Progress)]
+    return [event.loss for event in told], [event.norm for event in told]
+
+
+@pytest.mark.parametrize("rule", OPTIMIZERS)
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.03)])
+def test_graphs_give_the_updates_without(
+    rule: str, precision: str, tolerance: float, folder: Path, counted: type[Counted]
+) -> None:
+    changes = [*OPTIMIZERS[rule], f"training.precision={precision}", *no_dropout()]
+    expected = graphed_losses(folder, False, *changes)
+    found = graphed_losses(folder, True, *changes)
+    assert counted.replayed >= 10
+    assert 0 < counted.recorded <= graphs.GRAPHS
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=tolerance)
+
+
+def test_graphs_learn_with_dropout(
+    folder: Path, counted: type[Counted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And there are no more of them than allowed."""
+    monkeypatch.setattr(graphs, "GRAPHS", 2)
+    losses, _ = graphed_losses(folder, True, "training.max_updates=200", *OPTIMIZERS["adam"])
+    assert counted.recorded == 2
+    assert counted.replayed > 0
+    assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
+
+
+@pytest.mark.parametrize("where", ["encoder", "decoder"])
+def test_a_replay_draws_its_dropout_anew(where: str) -> None:
+    """Between two layers, which is the kernel's own dropout, and on words' vectors."""
+    for key in ("dropout", "embedding_dropout"):
+        dropped = f"model.{where}.{key}=0.5"
+        layers = [f"model.{side}.layers=2" for side in ("encoder", "decoder")]
+        changes = ["model.encoder.bidirectional=false", *layers, *no_dropout(), dropped]
+        recipe = small("training.cuda_graphs=true", *changes)
+        model = build(recipe.model, source_vocabulary=30, target_vocabulary=30).to(CUDA).train()
+        learner = Learner(model, recipe.optimizer, recipe.training, CUDA)
+        pairs = PackedPairs(*(PackedText.pack([[5, 6, 7, 8]] * 8) for _ in range(2)))
+        batch = make_batch(pairs, numpy.arange(8), reverse=False, start=2).to(CUDA)
+        # At no rate nothing but the masks differs.
+        losses = [float(learner.learn([batch], 8, 0.0)[0]) for _ in range(graphs.MEETINGS + 5)]
+        assert len(set(losses[graphs.MEETINGS :])) == 5, key
+
+
+def test_an_update_after_a_failed_recording_is_harmed_by_nothing() -> None:
+    """A recording that waits for the device breaks off; dropout goes on outside of it."""
+    recorder = graphs.CudaGraphs(CUDA)
+    numbers = torch.ones(100, device=CUDA)
+    here, generator = torch.cuda.current_stream(), torch.cuda.get_rng_state()
+    with pytest.raises(RuntimeError):
+        recorder.record(lambda: print(float(torch.nn.functional.dropout(numbers).sum())))
+    assert torch.cuda.current_stream() == here
+    assert torch.equal(torch.cuda.get_rng_state(), generator)
+    assert torch.nn.functional.dropout(numbers).sum() > 0
+    replay = graphs.CudaGraphs(CUDA).record(lambda: numbers.add_(1))
+    assert float(numbers.sum()) == 100
+    replay()
+    assert float(numbers.sum()) == 200
 
 
 def test_quickstart_in_bf16_reaches_the_cpus_bleu(folder: Path) -> None:

@@ -1,13 +1,14 @@
 """Single recurrent layers of one shape: over a whole sequence, or a step at a time.
 
 `project` is what a layer makes of its input without knowing its state: it is linear, so the parts
-of an input may be projected apart and added. What torch has no kernel for loops over time here
-and nowhere else.
+of an input may be projected apart and added, as `beside` does. What torch has no kernel for loops
+over time here and nowhere else.
 
 # B batch, T steps, I input, H hidden, G gates' numbers (4 H, 3 H or H)
 """
 
 import abc
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -40,16 +41,23 @@ class Layer(nn.Module, abc.ABC):
         """The state after an input, of which `projected` [B, G] is known."""
 
     def project(self, inputs: Tensor) -> Tensor:
-        """inputs: [.., I] -> [.., G], biases added.
+        """inputs: [.., I] -> [.., G], biases added."""
+        return functional.linear(inputs, self.input_weight(), self.input_bias())
 
-        Inputs of fewer than I numbers are the first of them; `rest` has the others' weights.
+    def beside(self, inputs: Tensor) -> Callable[[int, Tensor], Tensor]:
+        """As `project`, where the first i numbers of an input are known at all steps beforehand.
+
+        Gives a function of a step and the other numbers at it, [B, I - i], that gives [B, G].
+        inputs: [T, B, i]
         """
-        weight = self.input_weight()[:, : inputs.shape[-1]]
-        return functional.linear(inputs, weight, self.input_bias())
-
-    def rest(self, width: int) -> Tensor:
-        """The weights [G, width] of the last inputs: to be taken once for all steps of a loop."""
-        return self.input_weight()[:, self.input_weight().shape[1] - width :]
+        # Two parts of the weights, taken at every call, would take longer than they save: each has
+        # a gradient as large as all of them.
+        if len(inputs) == 1:
+            return lambda _, others: self.project(torch.cat([inputs[0], others], -1))
+        weight, known = self.input_weight(), inputs.shape[-1]
+        first, rest = torch.split(weight, [known, weight.shape[1] - known], 1)
+        projected = functional.linear(inputs, first, self.input_bias()).unbind(0)
+        return lambda step, others: projected[step] + functional.linear(others, rest)
 
     def run(self, inputs: Tensor, parts: Parts) -> tuple[Tensor, Parts]:
         """inputs: [T, B, I] -> outputs h of all steps [T, B, H] and the state after the last."""

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from s2s_cli.core.model.bridge import Encoded
 from s2s_cli.core.model.decoder import AttendingDecoder, AttentionState
@@ -32,15 +31,12 @@ class FeedingDecoder(AttendingDecoder[LayerStack]):
     def forward(self, words: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
         """Reads `words` [T, B]; features [T, B, F] for the softmax, and the state after."""
         recurrent, source, fed = state.recurrent, state.source, state.fed
-        first = self.recurrent[0]
-        weight = first.rest(fed.shape[-1])
         vectors = self.vectors(words, recurrent.masks)
+        project = self.recurrent[0].beside(vectors)
         features = []
-        for vector, projected in zip(vectors, first.project(vectors), strict=True):
+        for step, vector in enumerate(vectors):
             previous = recurrent.top
-            output, recurrent = self.recurrent.step(
-                projected + linear(fed, weight), vector, recurrent
-            )
+            output, recurrent = self.recurrent.step(project(step, fed), vector, recurrent)
             context, source = self.attention.step(output, source)
             fed = self.readout(output, previous, vector, context)
             features.append(fed)
@@ -54,17 +50,14 @@ class PreviousQueryDecoder(AttendingDecoder[LayerStack]):
     def forward(self, words: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
         """Reads `words` [T, B]; features [T, B, F] for the softmax, and the state after."""
         recurrent, source = state.recurrent, state.source
-        first = self.recurrent[0]
-        weight = first.rest(source.values.shape[-1])
         vectors = self.vectors(words, recurrent.masks)
+        project = self.recurrent[0].beside(vectors)
         previous, outputs, contexts = [], [], []
-        for vector, projected in zip(vectors, first.project(vectors), strict=True):
+        for step, vector in enumerate(vectors):
             previous.append(recurrent.top)
             context, source = self.attention.step(recurrent.top, source)
             contexts.append(context)
-            output, recurrent = self.recurrent.step(
-                projected + linear(context, weight), vector, recurrent
-            )
+            output, recurrent = self.recurrent.step(project(step, context), vector, recurrent)
             outputs.append(output)
         features = self.readout(
             torch.stack(outputs), torch.stack(previous), vectors, torch.stack(contexts)
@@ -89,11 +82,11 @@ class BottomQueryDecoder(AttendingDecoder[LayerStack]):
         source, context = state.source, state.fed
         stack, masks = self.recurrent, state.recurrent.masks
         vectors = self.vectors(words, masks)
-        weight = stack[0].rest(context.shape[-1])
+        project = stack[0].beside(vectors)
         parts = state.recurrent.layer(0)
         outputs, seen = [], []
-        for projected in stack[0].project(vectors):
-            parts = stack[0].step(projected + linear(context, weight), parts)
+        for step in range(len(words)):
+            parts = stack[0].step(project(step, context), parts)
             context, source = self.attention.step(parts[0], source)
             outputs.append(parts[0])
             seen.append(context)

@@ -29,7 +29,8 @@ def full_loss(
         features: [N, F].
         weight: [V, F].
         bias: [V].
-        targets: [N] ids.
+        targets: [N] ids; or, but in fp16, [2, N]: ids, and below each a 1 if it counts or a 0 if
+            it is padding, which gives no loss and no gradient.
         smoothing: the share of the target's probability that is spread over all V words (Szegedy
             et al. 2016, section 7).
     """
@@ -96,6 +97,10 @@ def _loss_and_gradients(
     The sums over chunks are fp32 or wider.
     """
     words, vocabulary = len(features), len(weight)
+    padding: Tensor | None = None
+    if targets.dim() == 2:
+        padding = targets[1, :, None] == 0
+        targets = targets[0]
     wide = torch.promote_types(features.dtype, torch.float32)
     loss = torch.zeros((), dtype=wide, device=features.device)
     by_feature = torch.empty_like(features)
@@ -104,14 +109,16 @@ def _loss_and_gradients(
     size = max(1, CHUNK[features.device.type] // vocabulary)
     for first in range(0, words, size):
         chunk, wanted = features[first : first + size], targets[first : first + size, None]
+        empty = None if padding is None else padding[first : first + size]
         logits = functional.linear(chunk, weight, bias)  # [C, V]
         step = SLICE if features.device.type == "cpu" else size
         for start in range(0, len(chunk), step):
             piece, target = logits[start : start + step], wanted[start : start + step]
+            skipped = None if empty is None else empty[start : start + step]
             known = torch.log_softmax(piece, 1, dtype=wide)
-            loss -= (1 - smoothing) * known.gather(1, target).sum()
+            loss -= (1 - smoothing) * _sum(known.gather(1, target), skipped)
             if smoothing:
-                loss -= smoothing * known.mean(1).sum()
+                loss -= smoothing * _sum(known.mean(1, keepdim=True), skipped)
             if differentiate:
                 torch.exp(known, out=piece)
                 piece.scatter_add_(
@@ -119,6 +126,8 @@ def _loss_and_gradients(
                 )
                 if smoothing:
                     piece -= smoothing / vocabulary
+                if skipped is not None:
+                    piece.masked_fill_(skipped, 0)
         if differentiate:
             torch.mm(logits, weight, out=by_feature[first : first + size])
             if by_weight is None:
@@ -127,3 +136,8 @@ def _loss_and_gradients(
                 by_weight += torch.mm(logits.T, chunk)
             by_bias += logits.sum(0, dtype=wide)
     return loss, (by_feature, torch.zeros_like(weight) if by_weight is None else by_weight, by_bias)
+
+
+def _sum(numbers: Tensor, skipped: Tensor | None) -> Tensor:
+    """The sum of [C, 1] numbers but for those that are skipped."""
+    return (numbers if skipped is None else numbers.masked_fill(skipped, 0)).sum()

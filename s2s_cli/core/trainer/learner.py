@@ -14,6 +14,7 @@ from s2s_cli.core.batches import Batch
 from s2s_cli.core.device import autocast
 from s2s_cli.core.model import Exposure, Seq2Seq
 from s2s_cli.core.recipe.schema import Optimizer, Sgd, Training
+from s2s_cli.core.trainer.graphs import CudaGraphs, GraphedUpdates, Recorder, obstacle
 from s2s_cli.core.trainer.optimizer import make_optimizer
 
 # As `torch.nn.utils.clip_grad_norm_` has it, to divide by.
@@ -61,8 +62,14 @@ class Learner:
     """
 
     def __init__(
-        self, model: Seq2Seq, spec: Optimizer, settings: Training, device: torch.device
+        self,
+        model: Seq2Seq,
+        spec: Optimizer,
+        settings: Training,
+        device: torch.device,
+        recorder: Recorder | None = None,
     ) -> None:
+        """recorder: of updates, where the settings ask for it; by default CUDA's."""
         self.model = model
         self.optimizer = make_optimizer(model, spec)
         scaled = settings.precision == "fp16"
@@ -76,14 +83,29 @@ class Learner:
         for table in tables:
             table.sparse = True
         self._tables = [table.weight for table in tables if table.weight.requires_grad]
+        self._graphs: GraphedUpdates | None = None
+        self._without_graphs = ""
+        if settings.cuda_graphs:
+            kind = "cuda" if recorder else device.type
+            self._without_graphs = obstacle(model, spec, settings, kind)
+            if not self._without_graphs:
+                recorder = recorder or CudaGraphs(device)
+                self._graphs = GraphedUpdates(self._step, self.optimizer, recorder)
 
     @property
     def techniques(self) -> list[str]:
         """What it does in a shorter way than it is written in a paper, for a person to read."""
-        if not self._plain:
-            return []
-        rows = ["gradients of word vectors by rows"] if self._tables else []
-        return [*rows, *(["clipping in the learning rate"] if self._settings.clip else [])]
+        lines = []
+        if self._plain and self._tables:
+            lines.append("gradients of word vectors by rows")
+        if self._plain and self._settings.clip:
+            lines.append("clipping in the learning rate")
+        reason = self._without_graphs if self._graphs is None else self._graphs.failure
+        if reason:
+            lines.append(f"no CUDA graphs: {reason}")
+        elif self._graphs is not None:
+            lines.append("CUDA graphs of frequent shapes")
+        return lines
 
     def learn(
         self, parts: Sequence[Batch], count: int, rate: float, exposure: Exposure | None = None
@@ -98,6 +120,25 @@ class Learner:
             rate: the learning rate.
             exposure: how much truth the decoder sees; None for all of it.
         """
+        graphs, found = self._graphs, None
+        # What is drawn or cut anew for each update cannot be replayed, nor can evaluation.
+        if graphs is not None and len(parts) == 1 and exposure is None and self.model.training:
+            found = graphs.learn(parts[0], count, rate)
+        loss, norm = found or self._step(parts, count, rate, exposure)
+        self._set_rate(rate)  # what a checkpoint keeps
+        return loss, norm
+
+    def _step(
+        self,
+        parts: Sequence[Batch],
+        count: int | Tensor,
+        rate: float | Tensor,
+        exposure: Exposure | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """An update. What differs from one to the next may be [], to be replayed with others.
+
+        The optimiser's own learning rate is another afterwards.
+        """
         settings = self._settings
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self._device)
@@ -109,7 +150,7 @@ class Learner:
         self.scaler.unscale_(self.optimizer)
         return loss, self._descend(rate)
 
-    def _descend(self, rate: float) -> Tensor:
+    def _descend(self, rate: float | Tensor) -> Tensor:
         """Clips and steps; the norm of the gradient before it was clipped."""
         clip = self._settings.clip
         found = (RowGradient.taken_from(table) for table in self._tables)
@@ -117,9 +158,11 @@ class Learner:
         dense = [each.grad for each in self._parameters if each.grad is not None]
         norm = get_total_norm([*dense, *(gradient.rows for gradient in rows)])
         if self._plain:
-            clipped = torch.clamp(clip / (norm + SMALLEST_NORM), max=1.0) if clip else 1.0
-            step = torch.as_tensor(rate * clipped, device=self._device)
-            self._set_rate(step if self._device.type == "cuda" else float(step))
+            one = torch.ones_like(norm)
+            step = rate * (torch.minimum(clip / (norm + SMALLEST_NORM), one) if clip else one)
+            # On a GPU, and in what is recorded, nobody waits for the number.
+            stays = self._device.type == "cuda" or isinstance(rate, Tensor)
+            self._set_rate(step if stays else float(step))
             for gradient in rows:
                 gradient.descend(step)
         else:
@@ -128,7 +171,6 @@ class Learner:
                 clip_grads_with_norm_(self._parameters, clip, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self._set_rate(rate)
         return norm
 
     def _set_rate(self, rate: float | Tensor) -> None:

@@ -26,7 +26,8 @@ from s2s_cli.core.recipe.keys import path_keys
 RECIPE = "recipe.toml"
 LOG = "log.jsonl"
 
-# What may change when a run goes on: how long and how often, and what training never reads.
+# What may change when a run goes on: how long, how often and how fast, and what training never
+# reads.
 FREE = frozenset(
     {
         "name",
@@ -41,6 +42,7 @@ FREE = frozenset(
         "training.save_every",
         "training.log_every",
         "training.keep_best",
+        "training.cuda_graphs",
         # Moved files are the same text; the fingerprint tells.
         *(key for key in path_keys() if key.startswith("data.")),
     }

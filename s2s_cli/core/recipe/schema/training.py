@@ -129,6 +129,11 @@ class Training(Table):
             "fp32 with products rounded to 10 bits. `tf32` and `fp16` need CUDA."
         ),
     )
+    cuda_graphs: bool = Field(
+        False,
+        description="On CUDA, record an update of a frequent shape once and replay it; not yet "
+        "verified on a device.",
+    )
     validate_every: Count = Field(
         0, description="Updates between validations; 0 validates at the end of each epoch."
     )
