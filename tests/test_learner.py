@@ -39,7 +39,7 @@ READ_OPTIMIZER: TypeAdapter[Any] = TypeAdapter(schema.Optimizer)
 
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses of a few words at a time: chunks of 7 words in slices of 3."""
+    """Losses of a few words at a time: chunks of 6 words in slices of 3."""
     monkeypatch.setitem(loss.CHUNK, "cpu", 7 * VOCABULARY + 5)
     monkeypatch.setattr(loss, "SLICE", 3)
 

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 # Numbers in the logits of a chunk. On a GPU a chunk's products should fill the whole of it.
 CHUNK = {"cpu": 1 << 25, "cuda": 1 << 28}
-# Words whose probabilities are computed together on a CPU: a few MB, which stay in its cache.
+# Words whose probabilities are computed together on a CPU: a few MB, which stay in its cache. Its
+# products have whole multiples of as many rows: oneDNN writes and keeps a program for each number.
 SLICE = 64
 
 
@@ -103,17 +104,23 @@ def _loss_and_gradients(
         targets = targets[0]
     wide = torch.promote_types(features.dtype, torch.float32)
     loss = torch.zeros((), dtype=wide, device=features.device)
+    size = max(1, CHUNK[features.device.type] // vocabulary)
+    step = size
+    if features.device.type == "cpu":
+        step = SLICE
+        size = max(SLICE, size // SLICE * SLICE)
+        features = functional.pad(features, (0, 0, 0, -words % SLICE))
     by_feature = torch.empty_like(features)
     by_weight: Tensor | None = None
     by_bias = torch.zeros_like(bias, dtype=wide)
-    size = max(1, CHUNK[features.device.type] // vocabulary)
     for first in range(0, words, size):
         chunk, wanted = features[first : first + size], targets[first : first + size, None]
         empty = None if padding is None else padding[first : first + size]
         logits = functional.linear(chunk, weight, bias)  # [C, V]
-        step = SLICE if features.device.type == "cpu" else size
-        for start in range(0, len(chunk), step):
-            piece, target = logits[start : start + step], wanted[start : start + step]
+        logits[len(wanted) :] = 0
+        for start in range(0, len(wanted), step):
+            target = wanted[start : start + step]
+            piece = logits[start : start + len(target)]
             skipped = None if empty is None else empty[start : start + step]
             known = torch.log_softmax(piece, 1, dtype=wide)
             loss -= (1 - smoothing) * _sum(known.gather(1, target), skipped)
@@ -135,6 +142,7 @@ def _loss_and_gradients(
             else:
                 by_weight += torch.mm(logits.T, chunk)
             by_bias += logits.sum(0, dtype=wide)
+    by_feature = by_feature[:words]
     return loss, (by_feature, torch.zeros_like(weight) if by_weight is None else by_weight, by_bias)
 
 
