@@ -137,6 +137,11 @@ def flat(batches: Epoch) -> list[int]:
     return list(itertools.chain.from_iterable(as_lists(batches)))
 
 
+def place_in_pool(source: int, target: int) -> tuple[int, int]:
+    """Targets rise where the source has an even number of words, and fall where it is odd."""
+    return source, -target if source % 2 else target
+
+
 def in_order(made: BatchPlan, epoch: int) -> list[list[int]]:
     """The batches of an epoch as the docstring of a plan has them, pair by pair."""
     generator = numpy.random.default_rng((made.seed, epoch))
@@ -151,7 +156,8 @@ def in_order(made: BatchPlan, epoch: int) -> list[list[int]]:
     for start in range(0, len(pairs), made.pool * sentences):
         longest = 0
         batches.append([])
-        for row in sorted(order[start : start + made.pool * sentences], key=lengths.__getitem__):
+        pool = order[start : start + made.pool * sentences]
+        for row in sorted(pool, key=lambda row: place_in_pool(*lengths[row])):
             longest = max(longest, max(lengths[row]) + 1)
             units = len(batches[-1]) + 1
             if batches[-1] and (longest * units if made.unit == "tokens" else units) > size:
@@ -302,6 +308,19 @@ def test_of_one_source_length_the_targets_are_sorted_too() -> None:
         for batch in plan(pairs, "sentences", 32, pool=20).epoch(0)
     ]
     assert max(spreads) <= 4
+
+
+def test_targets_are_alike_where_two_source_lengths_meet() -> None:
+    """Batches of 32 out of 48 pairs a source length, of which each second has two lengths."""
+    draw = random.Random(2)
+    pairs = packed(
+        [([7] * source, [8] * draw.randint(1, 40)) for source in range(1, 21) for _ in range(48)]
+    )
+    made = plan(pairs, "sentences", 32, pool=30).epoch(0)
+    mixed = [batch for batch in made if numpy.ptp(pairs.source.lengths[batch])]
+    assert mixed
+    # A third of a length's targets on either side: they lie in the same third of all lengths.
+    assert max(int(numpy.ptp(pairs.target.lengths[batch])) for batch in mixed) <= 24
 
 
 @pytest.mark.parametrize("size", [1, 20, 53, 400])

@@ -107,6 +107,11 @@ def test_no_pair_is_harder_than_the_competence(difficulty: str, name: str) -> No
             assert max(share[row] for row in latest) > 0.85 * level, (epoch, end)
 
 
+def place_in_pool(source: int, target: int) -> tuple[int, int]:
+    """Targets rise where the source has an even number of words, and fall where it is odd."""
+    return source, -target if source % 2 else target
+
+
 def in_order(made: BatchPlan, epoch: int) -> list[list[int]]:
     """The batches of an epoch as the docstrings have them, pair by pair."""
     spec, pairs, size = made.curriculum, made.pairs, made.size
@@ -124,7 +129,7 @@ def in_order(made: BatchPlan, epoch: int) -> list[list[int]]:
             easy = sorted(range(len(pairs)), key=share.__getitem__)[:size]
         number = min(made.pool, CURRICULUM_POOL, count - len(drawn), max(1, len(easy) // size))
         rows = generator.permutation(easy).tolist()[: number * size]
-        rows.sort(key=lambda row: (len(pairs.source[row]), len(pairs.target[row])))
+        rows.sort(key=lambda row: place_in_pool(len(pairs.source[row]), len(pairs.target[row])))
         cut = [rows[start : start + size] for start in range(0, len(rows), size)]
         drawn += [cut[place] for place in generator.permutation(len(cut))]
     return drawn

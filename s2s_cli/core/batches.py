@@ -176,7 +176,7 @@ class BatchPlan:
     """Which pairs come together in which update.
 
     In each epoch the corpus is shuffled, cut into pools of `pool` batches, each pool sorted by
-    (source, target) length and cut into batches, and the batches shuffled again (Sutskever et al.
+    source and target length and cut into batches, and the batches shuffled again (Sutskever et al.
     2014, section 3.4: sentences of a minibatch roughly of the same length). A plan is a function
     of (seed, epoch) alone, so a batch's number is all that resuming has to remember.
 
@@ -268,9 +268,15 @@ class BatchPlan:
         return numpy.maximum(source.lengths_of(rows), target.lengths_of(rows))
 
     def _sort(self, rows: SmallIndices) -> Indices:
-        """Sorts a pool by (source, target) length, in place; the bounds of its batches."""
-        keys = [side.lengths_of(rows) for side in (self.pairs.target, self.pairs.source)]
+        """Sorts a pool by source length, then target length, in place; its batches' bounds.
+
+        Of one source length the targets rise, of the next they fall: a batch that has pairs of
+        both has targets of like length all the same.
+        """
+        source, target = (side.lengths_of(rows) for side in (self.pairs.source, self.pairs.target))
+        turning = numpy.where(source % 2, target.max() - target, target)
         # Numbers of one or two bytes are sorted without comparing them, six times as fast.
+        keys = (turning, source)
         small = [lengths.astype(numpy.min_scalar_type(lengths.max())) for lengths in keys]
         rows[:] = rows[numpy.lexsort(small)]
         starts = self._starts(rows)
