@@ -48,7 +48,7 @@ slow: install ## Run the slow tests, before a release.
 gpu-check: ## Run all that needs a CUDA device, in less than ten minutes.
 	@if $(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 		$(GPU_PYTHON) -m pytest -m gpu -s && \
-		$(GPU_PYTHON) benchmarks/training.py --size paper --device cuda --precision bf16 \
+		PYTHONPATH=. $(GPU_PYTHON) benchmarks/training.py --size paper --device cuda --precision bf16 \
 			--rounds 3 --updates 20 --section speed --section split --section floor; \
 	else \
 		echo "gpu-check: skipped, because $(GPU_PYTHON) finds no torch with a CUDA device"; \

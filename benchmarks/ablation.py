@@ -84,11 +84,11 @@ lr = 0.003
 
 [schedule]
 kind = "halving"
-start = 2.3
-every = 0.3
+start = 1.5
+every = 0.14
 
 [training]
-epochs = 3.5
+epochs = 2.2
 loss_per = "word"
 clip = 1.0
 precision = "{precision}"

@@ -6,6 +6,7 @@ DIR holds their environments and their text; the scripts are those that have ins
 import ast
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -109,6 +110,8 @@ def run(name: str, peer: Peer, options: Any) -> dict[str, Any] | None:
     scripts = options.peer_scripts.resolve()
     run_name = f"training_{name}"
     command = [sys.executable, scripts / "bench.py", run_name, "--", scripts / peer.script]
+    for earlier in (folder / "runs").glob(f"*{tag}/"):  # which fairseq would go on with
+        shutil.rmtree(earlier)
     print(f"{name}: {options.peer_updates} updates", file=sys.stderr)
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, cwd=folder

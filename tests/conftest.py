@@ -8,8 +8,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,6 +99,15 @@ def write_lines(path: Path, lines: Sequence[str]) -> Path:
     """Writes a text file, a line each."""
     path.write_bytes("".join(f"{line}\n" for line in lines).encode())
     return path
+
+
+@pytest.fixture(autouse=True)
+def products_as_before() -> Iterator[None]:
+    """A trainer chooses how all of a process multiplies: not for the next test."""
+    matmul = getattr(torch.backends.mkldnn, "matmul", SimpleNamespace(fp32_precision="none"))
+    before = matmul.fp32_precision
+    yield
+    matmul.fp32_precision = before
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,14 +23,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test leaves another precision behind, and the environment says nothing of memory."""
+def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment says nothing of memory."""
     for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
         monkeypatch.delenv(name, raising=False)
-    matmul = getattr(torch.backends.mkldnn, "matmul", SimpleNamespace(fp32_precision="none"))
-    before = matmul.fp32_precision
-    yield
-    matmul.fp32_precision = before
 
 
 class Matmul:
@@ -66,7 +61,7 @@ def test_the_fast_product_is_taken_where_it_is_exact(
 
 
 def test_an_older_torch_keeps_its_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mkldnn, "matmul", None)
+    monkeypatch.delattr(type(torch.backends.mkldnn), "matmul")
     assert accelerate(CPU, "fp32")[1].endswith("this torch cannot send them to oneDNN")
 
 
@@ -86,6 +81,11 @@ def test_products_stay_fp32() -> None:
     [
         ({}, lambda *_: 1, "freed memory is kept"),
         ({}, lambda *_: 0, "freed memory goes back to the system: glibc refuses to keep it"),
+        (
+            {},
+            lambda _, size: size <= 1 << 25 or size == 2**31 - 1,
+            "this glibc keeps no larger ones",
+        ),
         ({}, None, "freed memory goes back to the system: no glibc here"),
         ({"MALLOC_TRIM_THRESHOLD_": "1"}, lambda *_: 1 / 0, "as MALLOC_* in the environment says"),
     ],
@@ -108,10 +108,10 @@ def faults():
 
 def pages_of_later_blocks():
     for _ in range(4):
-        torch.ones(8_000_000)  # 32 MB
+        torch.ones(12_000_000)  # 48 MB
     before = faults()
     for _ in range(4):
-        torch.ones(8_000_000)
+        torch.ones(12_000_000)
     return faults() - before
 
 stock = pages_of_later_blocks()
@@ -122,8 +122,9 @@ print(stock, pages_of_later_blocks())
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts Linux's page faults")
 def test_a_kept_block_comes_without_new_pages() -> None:
-    """A block of 32 MB has 8,000 of them, which the system fills with zeros each time otherwise."""
-    environment = {key: value for key, value in os.environ.items() if "MALLOC_" not in key}
+    """A block of 48 MB has 12,000 of them, which the system fills with zeros otherwise."""
+    set_apart = ("MALLOC_", "GLIBC_")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(set_apart)}
     done = subprocess.run(
         [sys.executable, "-c", KEEPS], env=environment, capture_output=True, text=True, check=True
     )
@@ -131,6 +132,8 @@ def test_a_kept_block_comes_without_new_pages() -> None:
     if line != "freed memory is kept":
         pytest.skip(line)
     stock, kept = map(int, counts.split())
+    if stock < 4 * 11_000:
+        pytest.skip(f"only {stock} new pages even without keeping: huge ones, perhaps")
     assert kept < stock / 10
 
 
@@ -175,10 +178,10 @@ def test_tf32_only_where_it_is_asked_for(new: bool, monkeypatch: pytest.MonkeyPa
 
     found = find_device("cuda")
     assert allowed() == ({"ieee"} if new else {False})
-    assert accelerate(found, "bf16") == []
-    assert allowed() == ({"ieee"} if new else {False})
-    assert accelerate(found, "tf32") == ["products in TF32"]
-    assert allowed() == ({"tf32"} if new else {True})
+    for precision, rounded in (("bf16", False), ("tf32", True), ("fp32", False)):
+        (line,) = accelerate(found, precision)
+        assert line.endswith("not in TF32") != rounded
+        assert allowed() == ({"tf32" if rounded else "ieee"} if new else {rounded})
 
 
 @pytest.mark.parametrize(

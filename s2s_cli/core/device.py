@@ -68,33 +68,35 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
         raise DeviceError(f"precision {precision} needs a CUDA device; here, use bf16 or fp32")
     if precision in ("fp32", "tf32"):
         return contextlib.nullcontext()
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if (
+        precision == "bf16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         raise DeviceError(f"{torch.cuda.get_device_name(device)} has no bf16\nuse precision fp32")
     return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16)
 
 
 def accelerate(device: torch.device, precision: str) -> list[str]:
-    """Switches on, for the whole process, what makes training fast on a device.
+    """Switches on, for the whole process and all that runs in it, what makes training fast.
 
     Gives a line for each technique, also for one that steps aside. What comes out of fp32 changes
     by its own rounding alone, and the choice depends on the machine, never on a measured time: the
     same machine computes the same bits every time.
     """
     if device.type == "cuda":
-        if precision == "tf32":
-            _round_to_tf32(True)
-            return ["products in TF32"]
-        return []
+        rounded = precision == "tf32"
+        _round_to_tf32(rounded)
+        return ["fp32 products in TF32" if rounded else "fp32 products exact, not in TF32"]
     slow = [SLOW_BF16] if precision == "bf16" and not _has_bf16_products() else []
     return [_keep_memory(), _fast_products(), *slow]
 
 
-SLOW_BF16 = "bf16: this CPU has no products of it, fp32 may be faster"
-
-
 def _has_bf16_products() -> bool:
     """Whether an x86 CPU multiplies bf16; True where torch cannot tell."""
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.11
+        return True
+    capabilities = torch.cpu.get_capabilities()
     if capabilities.get("architecture") != "x86_64":
         return True
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
@@ -111,9 +113,12 @@ def _round_to_tf32(allowed: bool) -> None:
         matmul.allow_tf32 = cudnn.allow_tf32 = allowed
 
 
+SLOW_BF16 = "bf16: this CPU has no products of it, fp32 may be faster"
+
 # Names of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BLOCK = 1 << 30  # bytes
+OLD_KEPT_BLOCK = 1 << 25  # the most that some versions allow
 
 
 def _keep_memory() -> str:
@@ -127,9 +132,12 @@ def _keep_memory() -> str:
     mallopt = _glibc_mallopt()
     if mallopt is None:
         return "freed memory goes back to the system: no glibc here"
-    if not (mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1)):
+    if not mallopt(M_TRIM_THRESHOLD, 2**31 - 1):
         return "freed memory goes back to the system: glibc refuses to keep it"
-    return "freed memory is kept"
+    if mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK):
+        return "freed memory is kept"
+    mallopt(M_MMAP_THRESHOLD, OLD_KEPT_BLOCK)
+    return "freed memory is kept, in blocks of up to 32 MB: this glibc keeps no larger ones"
 
 
 def _glibc_mallopt() -> "Callable[[int, int], int] | None":
@@ -149,9 +157,10 @@ def _fast_products() -> str:
     torch's own choice runs at half speed on some CPUs. oneDNN is asked for by allowing it to round
     to bf16, which it does on CPUs with matrix units (AMX) alone: so the error decides.
     """
-    matmul = getattr(torch.backends.mkldnn, "matmul", None)
-    if matmul is None or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    onednn = torch.backends.mkldnn
+    if not hasattr(onednn, "matmul") or not onednn.is_available():  # type: ignore[no-untyped-call]
         return "fp32 products: this torch cannot send them to oneDNN"
+    matmul = onednn.matmul
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(128, 1024, generator=generator)
     right = torch.randn(1024, 256, generator=generator)

@@ -44,7 +44,12 @@ def full_loss(
         return functional.cross_entropy(
             logits.float(), targets, reduction="sum", label_smoothing=smoothing
         )
-    loss: Tensor = _FullLoss.apply(features, weight, bias, targets, smoothing, kind)  # type: ignore[no-untyped-call]
+    inputs = (features, weight, bias)
+    # Asked here: inside of the function gradients are off, and parameters seem to need one.
+    if not (torch.is_grad_enabled() and any(each.requires_grad for each in inputs)):
+        with torch.autocast(device, enabled=False):
+            return _loss_and_gradients(inputs, kind, targets, smoothing, differentiate=False)[0]
+    loss: Tensor = _FullLoss.apply(*inputs, targets, smoothing, kind)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -61,16 +66,14 @@ class _FullLoss(torch.autograd.Function):
         smoothing: float,
         kind: torch.dtype,
     ) -> Tensor:
-        needed = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
+        inputs = (features, weight, bias)
         with torch.autocast(features.device.type, enabled=False):
             loss, gradients = _loss_and_gradients(
-                features.to(kind), weight.to(kind), bias.to(kind), targets, smoothing, any(needed)
+                inputs, kind, targets, smoothing, differentiate=True
             )
-        if any(needed):
-            inputs = (features, weight, bias)
-            ctx.save_for_backward(
-                *(found.to(given.dtype) for found, given in zip(gradients, inputs, strict=True))
-            )
+        ctx.save_for_backward(
+            *(found.to(given.dtype) for found, given in zip(gradients, inputs, strict=True))
+        )
         return loss
 
     @staticmethod
@@ -86,17 +89,18 @@ class _FullLoss(torch.autograd.Function):
 
 
 def _loss_and_gradients(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    kind: torch.dtype,
     targets: Tensor,
     smoothing: float,
+    *,
     differentiate: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The loss and, if asked for, its gradients in features, weight and bias; all of one kind.
+    """The loss and, if asked for, its gradients in the inputs, by products of a kind.
 
     The sums over chunks are fp32 or wider.
     """
+    features, weight, bias = (each.to(kind) for each in inputs)
     words, vocabulary = len(features), len(weight)
     padding: Tensor | None = None
     if targets.dim() == 2:
@@ -127,14 +131,15 @@ def _loss_and_gradients(
             if smoothing:
                 loss -= smoothing * _sum(known.mean(1, keepdim=True), skipped)
             if differentiate:
-                torch.exp(known, out=piece)
-                piece.scatter_add_(
-                    1, target, piece.new_full((1, 1), smoothing - 1).expand_as(target)
+                # In full precision: near 1, a probability less 1 would be lost in bf16.
+                known.exp_().scatter_add_(
+                    1, target, known.new_full((1, 1), smoothing - 1).expand_as(target)
                 )
                 if smoothing:
-                    piece -= smoothing / vocabulary
+                    known -= smoothing / vocabulary
                 if skipped is not None:
-                    piece.masked_fill_(skipped, 0)
+                    known.masked_fill_(skipped, 0)
+                piece.copy_(known)
         if differentiate:
             torch.mm(logits, weight, out=by_feature[first : first + size])
             if by_weight is None:

@@ -95,11 +95,14 @@ class Learner:
     @property
     def techniques(self) -> list[str]:
         """What it does in a shorter way than it is written in a paper, for a person to read."""
-        lines = []
-        if self._plain and self._tables:
-            lines.append("gradients of word vectors by rows")
-        if self._plain and self._settings.clip:
-            lines.append("clipping in the learning rate")
+        rows = clipping = "only plain SGD allows another"
+        if self._plain:
+            rows = "" if self._tables else "the tables are frozen, or tied and used elsewhere"
+            clipping = "" if self._settings.clip else "there is none"
+        lines = [
+            _told("gradients of word vectors by rows", "dense gradients of word vectors", rows),
+            _told("clipping in the learning rate", "clipping by itself", clipping),
+        ]
         reason = self._without_graphs if self._graphs is None else self._graphs.failure
         if reason:
             lines.append(f"no CUDA graphs: {reason}")
@@ -112,7 +115,8 @@ class Learner:
     ) -> tuple[Tensor, Tensor]:
         """An update: the summed loss of its words and the norm of the unclipped gradient, both [].
 
-        On a GPU nothing here waits for it.
+        On a GPU nothing here waits for it, but fp16's scaling, coins of scheduled sampling, and the
+        recording of a graph.
 
         Args:
             parts: of the batch, on the device; their gradients are added.
@@ -141,14 +145,14 @@ class Learner:
         """
         settings = self._settings
         self.optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=self._device)
+        losses = []
         for part in parts:
             with autocast(self._device, settings.precision):
                 found = self.model(part, smoothing=settings.label_smoothing, exposure=exposure)
             self.scaler.scale(found / count).backward()
-            loss += found.detach()
+            losses.append(found.detach())
         self.scaler.unscale_(self.optimizer)
-        return loss, self._descend(rate)
+        return torch.stack(losses).sum(), self._descend(rate)
 
     def _descend(self, rate: float | Tensor) -> Tensor:
         """Clips and steps; the norm of the gradient before it was clipped."""
@@ -176,3 +180,8 @@ class Learner:
     def _set_rate(self, rate: float | Tensor) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+
+
+def _told(technique: str, otherwise: str, reason: str) -> str:
+    """A technique, or what is done in its place and why."""
+    return f"{otherwise}: {reason}" if reason else technique
