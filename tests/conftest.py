@@ -31,6 +31,17 @@ LEXICON = dict(
     )
 )
 
+NO_DROPOUT = [
+    f"model.{key}=0.0"
+    for key in (
+        "encoder.dropout",
+        "encoder.embedding_dropout",
+        "decoder.dropout",
+        "decoder.embedding_dropout",
+        "decoder.output_dropout",
+    )
+]
+
 RECIPE = """
 name = "tiny"
 
@@ -99,6 +110,11 @@ def write_lines(path: Path, lines: Sequence[str]) -> Path:
     """Writes a text file, a line each."""
     path.write_bytes("".join(f"{line}\n" for line in lines).encode())
     return path
+
+
+def place_in_pool(source: int, target: int) -> tuple[int, int]:
+    """Targets rise where the source has an even number of words, and fall where it is odd."""
+    return source, -target if source % 2 else target
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy
 import pytest
 import torch
+from conftest import place_in_pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -135,11 +136,6 @@ def as_lists(batches: Epoch | list[Indices]) -> list[list[int]]:
 
 def flat(batches: Epoch) -> list[int]:
     return list(itertools.chain.from_iterable(as_lists(batches)))
-
-
-def place_in_pool(source: int, target: int) -> tuple[int, int]:
-    """Targets rise where the source has an even number of words, and fall where it is odd."""
-    return source, -target if source % 2 else target
 
 
 def in_order(made: BatchPlan, epoch: int) -> list[list[int]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy
 import pytest
+from conftest import place_in_pool
 
 from s2s_cli.core.batches import CURRICULUM_POOL, BatchPlan, competence
 from s2s_cli.core.prepared import PackedPairs, PackedText
@@ -105,11 +106,6 @@ def test_no_pair_is_harder_than_the_competence(difficulty: str, name: str) -> No
             level = competence(spec, epoch * EPOCH + end - CURRICULUM_POOL)
             latest = itertools.chain.from_iterable(drawn[max(0, end - 20) : end + 20])
             assert max(share[row] for row in latest) > 0.85 * level, (epoch, end)
-
-
-def place_in_pool(source: int, target: int) -> tuple[int, int]:
-    """Targets rise where the source has an even number of words, and fall where it is odd."""
-    return source, -target if source % 2 else target
 
 
 def in_order(made: BatchPlan, epoch: int) -> list[list[int]]:

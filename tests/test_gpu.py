@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from conftest import NO_DROPOUT
 
 from s2s_cli.core.batches import make_batch
 from s2s_cli.core.device import autocast
@@ -165,29 +166,16 @@ def test_fp16_learns_with_a_scaled_loss(folder: Path) -> None:
 def test_losses_equal_the_cpus(folder: Path) -> None:
     losses = {}
     for device in ("cpu", "cuda"):
-        recipe = small("training.max_updates=20", *no_dropout())
+        recipe = small("training.max_updates=20", *NO_DROPOUT)
         trainer = Trainer(recipe, prepare(recipe), folder / device, torch.device(device))
         losses[device] = [e.loss for e in trainer.train() if isinstance(e, Progress)]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
 
 
-def no_dropout() -> list[str]:
-    return [
-        f"model.{key}=0.0"
-        for key in (
-            "encoder.dropout",
-            "encoder.embedding_dropout",
-            "decoder.dropout",
-            "decoder.embedding_dropout",
-            "decoder.output_dropout",
-        )
-    ]
-
-
 def test_bf16_losses_follow_fp32(folder: Path) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
-        recipe = small("training.max_updates=100", f"training.precision={precision}", *no_dropout())
+        recipe = small("training.max_updates=100", f"training.precision={precision}", *NO_DROPOUT)
         trainer = Trainer(recipe, prepare(recipe), folder / precision, CUDA)
         losses[precision] = [e.loss for e in trainer.train() if isinstance(e, Progress)]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
@@ -295,7 +283,7 @@ def graphed_losses(folder: Path, graphed: bool, *changes: str) -> tuple[list[flo
 def test_graphs_give_the_updates_without(
     rule: str, precision: str, tolerance: float, folder: Path, counted: type[Counted]
 ) -> None:
-    changes = [*OPTIMIZERS[rule], f"training.precision={precision}", *no_dropout()]
+    changes = [*OPTIMIZERS[rule], f"training.precision={precision}", *NO_DROPOUT]
     expected = graphed_losses(folder, False, *changes)
     found = graphed_losses(folder, True, *changes)
     assert counted.replayed >= 10
@@ -321,7 +309,7 @@ def test_a_replay_draws_its_dropout_anew(where: str) -> None:
     for key in ("dropout", "embedding_dropout"):
         dropped = f"model.{where}.{key}=0.5"
         layers = [f"model.{side}.layers=2" for side in ("encoder", "decoder")]
-        changes = ["model.encoder.bidirectional=false", *layers, *no_dropout(), dropped]
+        changes = ["model.encoder.bidirectional=false", *layers, *NO_DROPOUT, dropped]
         recipe = small("training.cuda_graphs=true", *changes)
         model = build(recipe.model, source_vocabulary=30, target_vocabulary=30).to(CUDA).train()
         learner = Learner(model, recipe.optimizer, recipe.training, CUDA)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import NO_DROPOUT
 from torch import Tensor
 
 from s2s_cli.core import checkpoint
@@ -41,16 +42,6 @@ BUSY = [
     "training.save_every=5",
     "training.validate_every=7",
     "training.log_every=3",
-]
-NO_DROPOUT = [
-    f"model.{key}=0.0"
-    for key in (
-        "encoder.dropout",
-        "encoder.embedding_dropout",
-        "decoder.dropout",
-        "decoder.embedding_dropout",
-        "decoder.output_dropout",
-    )
 ]
 MODELS = ("best.safetensors", "last.safetensors")
 

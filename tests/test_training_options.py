@@ -11,6 +11,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from conftest import NO_DROPOUT
 from torch import Tensor
 
 from s2s_cli.core import checkpoint
@@ -27,16 +28,6 @@ from s2s_cli.core.trainer.start import check_start, load_start, other_tokenizers
 
 CPU = torch.device("cpu")
 UPDATES = 8  # an epoch of the tiny corpus
-NO_DROPOUT = [
-    f"model.{key}=0.0"
-    for key in (
-        "encoder.dropout",
-        "encoder.embedding_dropout",
-        "decoder.dropout",
-        "decoder.embedding_dropout",
-        "decoder.output_dropout",
-    )
-]
 EACH = ["training.log_every=1"]
 
 Weights = dict[str, Tensor]
