@@ -1,5 +1,6 @@
 """What a process switches on to be fast, and where that steps aside."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from s2s_cli.core import device
-from s2s_cli.core.device import accelerate, autocast, find_device, set_threads
+from s2s_cli.core.device import accelerate, autocast, find_device, set_threads, usable_precision
 from s2s_cli.core.errors import DeviceError
 from s2s_cli.core.events import Started
 from s2s_cli.core.prepared import Prepared
@@ -159,6 +160,20 @@ def test_a_cpu_without_bf16_is_told_of(
 def test_what_needs_cuda_says_so(precision: str) -> None:
     with pytest.raises(DeviceError, match=f"{precision} needs a CUDA device"):
         autocast(CPU, precision)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_gpu_without_bf16_computes_in_fp32(
+    supported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: supported)
+    cuda = torch.device("cuda")
+    assert usable_precision(cuda, "bf16") == ("bf16" if supported else "fp32")
+    for precision in ("fp32", "tf32", "fp16"):
+        assert usable_precision(cuda, precision) == precision
+    if not supported:
+        assert isinstance(autocast(cuda, "bf16"), contextlib.nullcontext)
+    assert usable_precision(CPU, "bf16") == "bf16"
 
 
 @pytest.mark.parametrize("new", [True, False], ids=["torch 2.9", "before"])

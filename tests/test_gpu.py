@@ -9,7 +9,7 @@ from conftest import NO_DROPOUT
 
 from s2s_cli.core.batches import make_batch
 from s2s_cli.core.device import autocast
-from s2s_cli.core.events import Finished, Progress, Started
+from s2s_cli.core.events import Finished, Noted, Progress, Started
 from s2s_cli.core.metrics import evaluate
 from s2s_cli.core.model import Exposure, build
 from s2s_cli.core.model.cells import FusedLayer, LayerNormLstm, PeepholeLstm, ResetBeforeGru
@@ -269,11 +269,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counted]:
 
 
 def graphed_losses(folder: Path, graphed: bool, *changes: str) -> tuple[list[float], list[float]]:
-    """Losses and norms of 60 updates. A recording that fails is a warning, thus an error here."""
+    """Losses and norms of 60 updates. No recording may fail."""
     recipe = small(*GRAPHED, f"training.cuda_graphs={str(graphed).lower()}", *changes)
     events = list(Trainer(recipe, prepare(recipe), folder / f"graphs-{graphed}", CUDA).train())
     (started,) = (event for event in events if isinstance(event, Started))
     assert any("CUDA graphs" in line for line in started.techniques) == graphed
+    assert not any(isinstance(event, Noted) for event in events)
     told = [event for event in events if isinstance(event, Progress)]
     return [event.loss for event in told], [event.norm for event in told]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from s2s_cli.core.batches import Batch, make_batch
-from s2s_cli.core.model import Seq2Seq, build, loss
+from s2s_cli.core.model import Exposure, Seq2Seq, build, loss
 from s2s_cli.core.model.embedding import FactoredEmbedding
 from s2s_cli.core.prepared import PackedPairs, PackedText
 from s2s_cli.core.recipe import schema
@@ -205,6 +205,39 @@ def test_rows_are_a_dense_gradient_s_rows() -> None:
     expected = dense.weight.detach() - 0.3 * dense.weight.grad
     gradient.descend(torch.tensor(0.3).double())
     torch.testing.assert_close(sparse.weight.detach(), expected)
+
+
+@pytest.mark.parametrize("coin", ["token", "sequence"])
+def test_rows_of_words_that_the_model_chose(coin: Any) -> None:
+    """With scheduled sampling a table has a gradient of each step, summed over all."""
+    ours = model_of(torch.float64)
+    theirs = copy.deepcopy(ours)
+    learner = Learner(ours, READ_OPTIMIZER.validate_python(RULES["sgd"]), training(clip=CLIP), CPU)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.5)
+    exposure = Exposure(0.4, coin, "argmax")
+    for number, batch in enumerate(batches(5)):
+        torch.manual_seed(number)
+        learner.learn([batch], batch.words, 0.5, exposure)
+        torch.manual_seed(number)
+        optimizer.zero_grad()
+        (theirs(batch, exposure=exposure) / batch.words).backward()
+        nn.utils.clip_grad_norm_(theirs.parameters(), CLIP)
+        optimizer.step()
+    for (name, mine), weights in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, weights, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_a_loss_gives_its_gradients_once() -> None:
+    """They are scaled where they stand: a second time they would be scaled twice."""
+    weight = torch.randn(VOCABULARY, 6, requires_grad=True)
+    found = loss.full_loss(torch.randn(8, 6), weight, torch.zeros(VOCABULARY), torch.arange(8), 0.0)
+    (2 * found).backward(retain_graph=True)
+    first = weight.grad
+    assert first is not None
+    kept = first.clone()
+    with pytest.raises(RuntimeError, match="given away"):
+        found.backward()
+    assert torch.equal(first, kept)
 
 
 def test_a_table_without_a_gradient_has_no_rows() -> None:

@@ -309,9 +309,13 @@ def test_fp16_needs_another_device(start: Start) -> None:
 # --- what is kept ----------------------------------------------------------------------------
 
 
-def test_the_moving_average_is_measured_and_kept(start: Start, prepared: Prepared) -> None:
+@pytest.mark.parametrize("optimizer", ['kind="adam", lr=0.01', 'kind="sgd", lr=0.5'])
+def test_the_moving_average_is_measured_and_kept(
+    start: Start, prepared: Prepared, optimizer: str
+) -> None:
     """a <- d a + (1 - d) w after each update, beginning with the first update's w."""
-    changes = [*EACH, "training.epochs=1.5", "training.validate_every=4"]
+    rule = f"optimizer={{{optimizer}}}"  # plain SGD has gradients by rows
+    changes = [*EACH, "training.epochs=1.5", "training.validate_every=4", rule]
     trainer = start([*changes, "training.moving_average=0.75"])
     average: Weights = {}
     by_update: dict[int, Weights] = {}

@@ -53,7 +53,7 @@ class TrainingScreen:
 
     def show(self, event: "Event") -> None:
         """Shows one event."""
-        from s2s_cli.core.events import Finished, Progress, Started, Validated
+        from s2s_cli.core.events import Finished, Noted, Progress, Started, Validated
 
         match event:
             case Started():
@@ -67,6 +67,8 @@ class TrainingScreen:
                 self._terminal.detail("; ".join(event.techniques))
                 for note in event.notes:
                     self._terminal.note(note)
+            case Noted():
+                self._terminal.note(event.note)
             case Progress():
                 facts = (
                     f"loss {event.loss:.3f}, {event.words_per_second:,.0f} words/s, "

@@ -239,12 +239,10 @@ class BatchPlan:
     def _difficulty(self) -> Shares:
         """For each pair the share of pairs that are not harder (Platanios et al. 2019, 3.1)."""
         source = self.pairs.source
-        numbers = source.lengths.astype(numpy.float64)
         if self.curriculum and self.curriculum.difficulty == "rarity":
-            counts = numpy.bincount(source.ids)
-            rarity = -numpy.log(numpy.maximum(counts, 1) / len(source.ids))
-            sums = numpy.concatenate([[0.0], numpy.cumsum(rarity[source.ids])])
-            numbers = numpy.diff(sums[source.offsets])
+            numbers = _rarities(source)
+        else:
+            numbers = source.lengths.astype(numpy.float64)
         return numpy.searchsorted(numpy.sort(numbers), numbers, side="right") / len(numbers)
 
     @property
@@ -296,6 +294,22 @@ class BatchPlan:
             cells = numpy.maximum.accumulate(near) * numpy.arange(1, len(near) + 1)
             first += max(1, int(numpy.searchsorted(cells, self.size, side="right")))
         return numpy.array(starts)
+
+
+def _rarities(text: PackedText) -> Shares:
+    """The negative log-probability of each sentence's words by their frequencies. [sentences]"""
+    firsts = range(0, len(text), CHUNK)
+    chunks = [text.offsets[first : first + CHUNK + 1] for first in firsts]
+    words = 1 + int(text.ids.max())
+    counts = sum(
+        numpy.bincount(text.ids[offsets[0] : offsets[-1]], minlength=words) for offsets in chunks
+    )
+    rarity = -numpy.log(numpy.maximum(counts, 1) / len(text.ids))
+    found = []
+    for offsets in chunks:
+        sums = numpy.cumsum(rarity[text.ids[offsets[0] : offsets[-1]]])
+        found.append(numpy.diff(numpy.concatenate([[0.0], sums])[offsets - offsets[0]]))
+    return numpy.concatenate(found)
 
 
 def by_length(sources: Sequence[Sequence[int]], size: int) -> Iterator[Indices]:

@@ -58,23 +58,34 @@ def _lent_cores(file: Path) -> int | None:
         return None
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
-    """A context in which products are computed in `precision`, weights staying in fp32.
+def usable_precision(device: torch.device, precision: str) -> str:
+    """The precision itself, but fp32 for bf16 where a GPU has no products of it.
 
     Raises:
-        DeviceError: a CUDA device that has no bf16, or fp16 on a CPU.
+        DeviceError: fp16 or tf32 on a CPU.
     """
     if precision in ("fp16", "tf32") and device.type == "cpu":
         raise DeviceError(f"precision {precision} needs a CUDA device; here, use bf16 or fp32")
-    if precision in ("fp32", "tf32"):
-        return contextlib.nullcontext()
-    if (
-        precision == "bf16"
-        and device.type == "cuda"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
-        raise DeviceError(f"{torch.cuda.get_device_name(device)} has no bf16\nuse precision fp32")
-    return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16)
+    missing = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return "fp32" if precision == "bf16" and missing else precision
+
+
+NO_BF16 = "this GPU has no bf16: products are in fp32"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
+    """A context for products in the usable precision, weights staying in fp32.
+
+    Raises:
+        DeviceError: fp16 or tf32 on a CPU.
+    """
+    match usable_precision(device, precision):
+        case "bf16":
+            return torch.autocast(device.type, torch.bfloat16)
+        case "fp16":
+            return torch.autocast(device.type, torch.float16)
+        case _:
+            return contextlib.nullcontext()
 
 
 def accelerate(device: torch.device, precision: str) -> list[str]:

@@ -40,6 +40,13 @@ class Started(Event):
 
 
 @dataclass(frozen=True)
+class Noted(Event):
+    """Something that a person should know came up in an update."""
+
+    note: str
+
+
+@dataclass(frozen=True)
 class Progress(Event):
     """Some updates, since the last of these events.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from s2s_cli.core.checkpoint import ModelFile, check_vocabularies, find_model, load_model
-from s2s_cli.core.device import find_device
+from s2s_cli.core.device import NO_BF16, find_device, usable_precision
 from s2s_cli.core.errors import ModelError
 from s2s_cli.core.recipe.schema import Recipe, Search
 from s2s_cli.core.search import Ensemble, Hypothesis, ModelScorer, Scorer, search_all
@@ -45,6 +45,9 @@ def first_word(recipe: Recipe) -> int:
 class Translator:
     """Translates lines with a model, or with several as an ensemble.
 
+    A `Trainer` changes how all of its process multiplies (`core.device.accelerate`): beside one,
+    scores may differ in their last bits from those of a process that only translates.
+
     Example:
         translator = Translator.load("runs/quickstart")
         translator.translate(["Hello.", "How are you?"])
@@ -68,6 +71,8 @@ class Translator:
         self.settings = settings or first.recipe.search
         self._members = members
         self._warn = warn
+        if usable_precision(first.model.device, precision) != precision:
+            warn(NO_BF16)
         scorers = [
             ModelScorer(
                 member.model, reverse=member.recipe.model.reverse_source, precision=precision

@@ -54,7 +54,7 @@ def full_loss(
 
 
 class _FullLoss(torch.autograd.Function):
-    """Gradients of the sum are kept in place of logits; backward only scales them."""
+    """Gradients of the sum are kept in place of logits; backward only scales them, and once."""
 
     @staticmethod
     def forward(
@@ -71,18 +71,21 @@ class _FullLoss(torch.autograd.Function):
             loss, gradients = _loss_and_gradients(
                 inputs, kind, targets, smoothing, differentiate=True
             )
-        ctx.save_for_backward(
-            *(found.to(given.dtype) for found, given in zip(gradients, inputs, strict=True))
-        )
+        # Not by `save_for_backward`: what is in its hands is copied before it becomes a `grad`.
+        ctx.gradients = [  # type: ignore[attr-defined]
+            found.to(given.dtype) for found, given in zip(gradients, inputs, strict=True)
+        ]
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        found = ctx.__dict__.pop("gradients", None)
+        if found is None:
+            raise RuntimeError("the gradients of this loss were given away by an earlier backward")
         needed = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
-        found = ctx.saved_tensors  # type: ignore[attr-defined]
         scaled = (
-            gradient * outer[0].to(gradient.dtype) if wanted else None
+            gradient.mul_(outer[0]) if wanted else None
             for gradient, wanted in zip(found, needed, strict=True)
         )
         return (*scaled, None, None, None)

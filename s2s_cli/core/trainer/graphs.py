@@ -8,7 +8,6 @@ them count, the learning rate.
 # S longest source, T longest target, B sentences of a batch
 """
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -136,7 +135,7 @@ class GraphedUpdates:
     them in one call. When it has been met `MEETINGS` times that update is a rehearsal: the padded
     batch is learned from, a kernel at a time. Then it is recorded, and replayed from there on.
 
-    failure: why nothing is recorded any more; "" while it is.
+    failure: why a shape could not be recorded, and none should be any more; "" while all could.
     """
 
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer, recorder: Recorder) -> None:
@@ -155,7 +154,7 @@ class GraphedUpdates:
         The optimiser's own learning rate may be a buffer afterwards.
         """
         lengths = batch.source.lengths
-        if self.failure or lengths[0] != lengths[-1]:
+        if lengths[0] != lengths[-1]:
             return None
         shape = (len(batch.source.words), *batch.inputs.shape)
         if shape not in self._replays:
@@ -206,11 +205,6 @@ class GraphedUpdates:
         """Forgets all graphs: one that broke off may have left the others' memory in disorder."""
         self._replays.clear()
         self.failure = str(error).split("\n", 1)[0] or type(error).__name__
-        warnings.warn(
-            f"no CUDA graphs from here on, the training is the same without: {self.failure}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
 
 
 def obstacle(model: Seq2Seq, spec: Optimizer, settings: Training, device: str) -> str:

@@ -85,6 +85,7 @@ class Learner:
         self._tables = [table.weight for table in tables if table.weight.requires_grad]
         self._graphs: GraphedUpdates | None = None
         self._without_graphs = ""
+        self._notes: list[str] = []
         if settings.cuda_graphs:
             kind = "cuda" if recorder else device.type
             self._without_graphs = obstacle(model, spec, settings, kind)
@@ -103,12 +104,16 @@ class Learner:
             _told("gradients of word vectors by rows", "dense gradients of word vectors", rows),
             _told("clipping in the learning rate", "clipping by itself", clipping),
         ]
-        reason = self._without_graphs if self._graphs is None else self._graphs.failure
-        if reason:
-            lines.append(f"no CUDA graphs: {reason}")
+        if self._without_graphs:
+            lines.append(f"no CUDA graphs: {self._without_graphs}")
         elif self._graphs is not None:
             lines.append("CUDA graphs of frequent shapes")
         return lines
+
+    def take_notes(self) -> list[str]:
+        """What came up since the last call, for a person to read."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def learn(
         self, parts: Sequence[Batch], count: int, rate: float, exposure: Exposure | None = None
@@ -128,6 +133,11 @@ class Learner:
         # What is drawn or cut anew for each update cannot be replayed, nor can evaluation.
         if graphs is not None and len(parts) == 1 and exposure is None and self.model.training:
             found = graphs.learn(parts[0], count, rate)
+            if graphs.failure:
+                self._graphs, self._without_graphs = None, graphs.failure
+                self._notes.append(
+                    f"no CUDA graphs from here on, the training is the same: {graphs.failure}"
+                )
         loss, norm = found or self._step(parts, count, rate, exposure)
         self._set_rate(rate)  # what a checkpoint keeps
         return loss, norm

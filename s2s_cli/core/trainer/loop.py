@@ -13,9 +13,9 @@ import torch
 
 from s2s_cli.core import checkpoint
 from s2s_cli.core.batches import BatchPlan
-from s2s_cli.core.device import accelerate, autocast
+from s2s_cli.core.device import NO_BF16, accelerate, usable_precision
 from s2s_cli.core.errors import DivergedError, ModelError
-from s2s_cli.core.events import Event, Finished, Progress, Started, Validated
+from s2s_cli.core.events import Event, Finished, Noted, Progress, Started, Validated
 from s2s_cli.core.model import Exposure, Seq2Seq, build
 from s2s_cli.core.prepared import PackedPairs, Prepared
 from s2s_cli.core.recipe import Recipe
@@ -59,7 +59,7 @@ class Trainer:
         self._fingerprint = fingerprint
         saved = run.load_state(folder, fingerprint)
         precision = recipe.training.precision
-        autocast(device, precision)  # whether it is there at all
+        self._precision = usable_precision(device, precision)
         self._techniques = accelerate(device, precision)
         torch.manual_seed(recipe.training.seed)
         self.model = build(
@@ -69,6 +69,8 @@ class Trainer:
         ).to(device)
         self._learner = Learner(self.model, recipe.optimizer, recipe.training, device)
         self._notes = [] if saved else begin(self.model, recipe, prepared)
+        if self._precision != precision:
+            self._notes.append(NO_BF16)
         run.claim(folder, recipe)
         decay = recipe.training.moving_average
         self._average = averaged(self.model, decay) if decay else None
@@ -128,7 +130,7 @@ class Trainer:
             batches=self._batches,
             updates=self._planned(),
             device=str(self._device),
-            precision=settings.precision,
+            precision=self._precision,
             techniques=(*self._techniques, *self._learner.techniques),
             notes=tuple(self._notes),
         )
@@ -139,6 +141,8 @@ class Trainer:
         while not reason:
             ends_epoch = self._update()
             update = self.place.update
+            for note in self._learner.take_notes():
+                yield Noted(*self._position(), note=note)
             ended = self.reason_to_end()
             reason = ended or ("stopped" if should_stop() else "")
             validating = bool(ended) or _due(settings.validate_every, update, ends_epoch)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from s2s_cli.core.checkpoint import LAST, STATE, ModelFile, find_model, load_model
-from s2s_cli.core.device import autocast
+from s2s_cli.core.device import usable_precision
 from s2s_cli.core.errors import DataError, ModelError, RecipeError
 from s2s_cli.core.model import Seq2Seq
 from s2s_cli.core.model.embedding import TiedEmbedding
@@ -66,7 +66,7 @@ def check_start(recipe: Recipe, device: torch.device, folder: Path) -> None:
         DeviceError: the precision is not there.
         DataError: a file of word vectors is not there.
     """
-    autocast(device, recipe.training.precision)
+    usable_precision(device, recipe.training.precision)
     if (folder / STATE).exists():
         return
     for side in (recipe.model.encoder, recipe.model.decoder):
