@@ -84,11 +84,11 @@ lr = 0.003
 
 [schedule]
 kind = "halving"
-start = 1.5
-every = 0.14
+start = 2.3
+every = 0.3
 
 [training]
-epochs = 2.2
+epochs = 3.5
 loss_per = "word"
 clip = 1.0
 precision = "{precision}"
