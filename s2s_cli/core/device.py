@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from s2s_cli.core.errors import DeviceError
+from s2s_cli.core.model.products import multiplies_integers
 
 
 def find_device(name: str) -> torch.device:
@@ -62,8 +63,10 @@ def usable_precision(device: torch.device, precision: str) -> str:
     """The precision itself, but fp32 for bf16 where a GPU has no products of it.
 
     Raises:
-        DeviceError: fp16 or tf32 on a CPU.
+        DeviceError: fp16 or tf32 on a CPU; int8 elsewhere, or on a CPU that torch lends none of it.
     """
+    if precision == "int8" and not (device.type == "cpu" and multiplies_integers()):
+        raise DeviceError("precision int8 is not to be had here; use bf16 or fp32")
     if precision in ("fp16", "tf32") and device.type == "cpu":
         raise DeviceError(f"precision {precision} needs a CUDA device; here, use bf16 or fp32")
     missing = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
@@ -99,8 +102,10 @@ def accelerate(device: torch.device, precision: str) -> list[str]:
         rounded = precision == "tf32"
         _round_to_tf32(rounded)
         return ["fp32 products in TF32" if rounded else "fp32 products exact, not in TF32"]
-    slow = [SLOW_BF16] if precision == "bf16" and not _has_bf16_products() else []
-    return [_keep_memory(), _fast_products(), *slow]
+    lines = [keep_memory(), _fast_products()]
+    if precision == "bf16":
+        lines.append("products in bf16" if _has_bf16_products() else SLOW_BF16)
+    return lines
 
 
 def _has_bf16_products() -> bool:
@@ -128,18 +133,22 @@ SLOW_BF16 = "bf16: this CPU has no products of it, fp32 may be faster"
 
 # Names of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+MEMORY_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 KEPT_BLOCK = 1 << 30  # bytes
 OLD_KEPT_BLOCK = 1 << 25  # the most that some versions allow
 
 
-def _keep_memory() -> str:
+def keep_memory() -> str:
     """Keeps memory that tensors leave, for the next ones.
 
     By default glibc gives large blocks back to the system at once; each new one then comes as
     pages that the system fills with zeros, which can take as long as what is computed on them.
     """
-    if any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")):
-        return "freed memory: as MALLOC_* in the environment says"
+    asked = [name for name in MEMORY_VARIABLES if name in os.environ]
+    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        asked.append("GLIBC_TUNABLES")
+    if asked:
+        return f"freed memory: as {asked[0]} in the environment says"
     mallopt = _glibc_mallopt()
     if mallopt is None:
         return "freed memory goes back to the system: no glibc here"

@@ -2,7 +2,8 @@
 
 A query may be a single step's state or those of all steps at once.
 
-# B batch, T queries, S source words, Q query, C encoder's outputs, A numbers in a score's sum
+# B batch, T queries, S source words, Q query, C encoder's outputs, A numbers in a score's sum,
+# R rows of a search, which are as many to a sentence and stand together
 """
 
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from s2s_cli.core.model.activation import tanh_
 from s2s_cli.core.model.bridge import Encoded
 
 
@@ -18,23 +20,56 @@ class Source:
     """What a decoder attends to.
 
     values: [B, S, C]; keys: what a score makes of them, once a sentence; real: [B, S], where words
-    stand; coverage: [B, S], the attention each word has had so far, where a score reads it.
+    stand; coverage: [R, S], the attention each word has had so far, where a score reads it;
+    weights: [R, S], the attention of the latest step; rows: to a sentence, R / B.
     """
 
     values: Tensor
     keys: Tensor
     real: Tensor
     coverage: Tensor | None = None
+    weights: Tensor | None = None
+    rows: int = 1
 
     def select(self, rows: Tensor) -> "Source":
         """The sources of these rows."""
-        coverage = None if self.coverage is None else self.coverage.index_select(0, rows)
-        return Source(
-            self.values.index_select(0, rows),
-            self.keys.index_select(0, rows),
-            self.real.index_select(0, rows),
-            coverage,
+        sentences = rows // self.rows
+        coverage, weights = (
+            None if each is None else each.index_select(0, rows)
+            for each in (self.coverage, self.weights)
         )
+        count = 1
+        # The hypotheses of a sentence share what it is; a GPU would have to be waited for.
+        if coverage is None and rows.device.type == "cpu":
+            found, counts = torch.unique_consecutive(sentences, return_counts=True)
+            if len(found) and bool((counts == counts[0]).all()):
+                sentences, count = found, int(counts[0])
+        if len(sentences) == len(self.real) and bool((sentences.diff() == 1).all()):
+            return Source(self.values, self.keys, self.real, coverage, weights, count)
+        return Source(
+            self.values.index_select(0, sentences),
+            self.keys.index_select(0, sentences),
+            self.real.index_select(0, sentences),
+            coverage,
+            weights,
+            count,
+        )
+
+    def by_sentence(self, queries: Tensor) -> Tensor:
+        """queries: [T, R, Q] -> [B, T * rows, Q]"""
+        steps, _, width = queries.shape
+        apart = queries.reshape(steps, len(self.real), self.rows, width)
+        return apart.transpose(0, 1).flatten(1, 2)
+
+    def by_step(self, found: Tensor) -> Tensor:
+        """Back: [B, T * rows, n] -> [T, R, n]"""
+        sentences, queries, width = found.shape
+        apart = found.reshape(sentences, queries // self.rows, self.rows, width)
+        return apart.transpose(0, 1).flatten(1, 2)
+
+    def seen(self, weights: Tensor) -> "Source":
+        """After queries that had these weights, [B, T * rows, S]."""
+        return replace(self, weights=self.by_step(weights)[-1])
 
     def positions(self) -> Tensor:
         """The number of each word in the order of reading, from 0; negative at padding. [B, S]"""
@@ -76,17 +111,6 @@ class GeneralScore(DotScore):
         return keys
 
 
-def _tanh(sums: Tensor) -> Tensor:
-    """The tanh of `sums`, which are overwritten.
-
-    On a CPU torch's own takes ten times as long as its sigmoid, and it is 2 sigmoid(2 x) - 1; that
-    is off by 2e-7 at most in fp32, but by too much in half precision.
-    """
-    if sums.device.type != "cpu" or torch.finfo(sums.dtype).bits < 32:
-        return torch.tanh(sums)
-    return sums.mul_(2).sigmoid_().mul(2).sub_(1)
-
-
 class AdditiveScore(nn.Module):
     """v^T tanh(W h + U s) (Bahdanau et al. 2015, appendix A.1.2).
 
@@ -112,7 +136,7 @@ class AdditiveScore(nn.Module):
         keys = source.keys
         if self.cover is not None and source.coverage is not None:
             keys = keys + self.cover(source.coverage.to(keys.dtype).unsqueeze(-1))
-        sums = _tanh(self.query(queries).unsqueeze(2) + keys.unsqueeze(1))  # [B, T, S, A]
+        sums = tanh_(self.query(queries).unsqueeze(2) + keys.unsqueeze(1))  # [B, T, S, A]
         scores: Tensor = self.vector(sums)
         return scores.squeeze(-1)
 
@@ -183,11 +207,11 @@ class Attention(nn.Module):
         return Source(values, self.score.keys(values), encoded.real, coverage)
 
     def forward(self, queries: Tensor, source: Source) -> tuple[Tensor, Tensor]:
-        """queries: [T, B, Q] -> contexts [T, B, C] and weights [B, T, S].
+        """queries: [T, R, Q] -> contexts [T, R, C] and weights [B, T * rows, S].
 
         The weights are taken in fp32, whatever the precision of the model.
         """
-        queries = queries.transpose(0, 1)
+        queries = source.by_sentence(queries)
         scores = self.score(queries, source).float()
         inside, factors = source.real.unsqueeze(1), None
         if self.window is not None:
@@ -197,14 +221,14 @@ class Attention(nn.Module):
         if factors is not None:
             weights = weights * factors
         contexts = weights.to(source.values.dtype) @ source.values
-        return contexts.transpose(0, 1), weights
+        return source.by_step(contexts), weights
 
     def step(self, query: Tensor, source: Source) -> tuple[Tensor, Source]:
-        """One query, [B, Q]: its context [B, C], and the source as the next step finds it."""
+        """One query, [R, Q]: its context [R, C], and the source as the next step finds it."""
         contexts, weights = self(query.unsqueeze(0), source)
         if source.coverage is not None:
             source = replace(source, coverage=source.coverage + weights.squeeze(1))
-        return contexts.squeeze(0), source
+        return contexts.squeeze(0), source.seen(weights)
 
 
 class MultiHeadAttention(nn.Module):
@@ -229,21 +253,21 @@ class MultiHeadAttention(nn.Module):
         return Source(self.value(outputs), self.key(outputs), encoded.real)
 
     def forward(self, queries: Tensor, source: Source) -> tuple[Tensor, Tensor]:
-        """queries: [T, B, Q] -> contexts [T, B, C] and weights [B, T, S], the heads' mean."""
-        asked = self._by_head(self.query(queries.transpose(0, 1))).unsqueeze(2)
+        """queries: [T, R, Q] -> contexts [T, R, C], weights [B, T * rows, S], the heads' mean."""
+        asked = self._by_head(self.query(source.by_sentence(queries))).unsqueeze(2)
         keys = self._by_head(source.keys).unsqueeze(1)
-        scores = (_tanh(asked + keys) * self.vectors).sum(-1).float()  # [B, T, S, heads]
+        scores = (tanh_(asked + keys) * self.vectors).sum(-1).float()  # [B, T, S, heads]
         scores = scores.masked_fill(~source.real[:, None, :, None], -torch.inf)
         weights = scores.softmax(2)
         values = self._by_head(source.values)  # [B, S, heads, c]
         contexts = torch.einsum("btsn,bsnc->btnc", weights.to(values.dtype), values)
-        return contexts.flatten(2).transpose(0, 1), weights.mean(-1)
+        return source.by_step(contexts.flatten(2)), weights.mean(-1)
 
     def _by_head(self, numbers: Tensor) -> Tensor:
         """[B, s, A] -> [B, s, heads, A / heads]"""
         return numbers.reshape(*numbers.shape[:2], self.heads, -1)
 
     def step(self, query: Tensor, source: Source) -> tuple[Tensor, Source]:
-        """One query, [B, Q]: its context [B, C], and the source as it was."""
-        contexts, _ = self(query.unsqueeze(0), source)
-        return contexts.squeeze(0), source
+        """One query, [R, Q]: its context [R, C], and the source with the attention paid."""
+        contexts, weights = self(query.unsqueeze(0), source)
+        return contexts.squeeze(0), source.seen(weights)

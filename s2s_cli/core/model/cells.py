@@ -14,19 +14,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from s2s_cli.core.model.activation import tanh_
 from s2s_cli.core.model.dropout import dropped
+from s2s_cli.core.model.products import Product
 
 Parts = tuple[Tensor, ...]
+Matrix = tuple[Tensor, Tensor | None]
+# Names of products.
+INPUT, HIDDEN, CANDIDATE, CONSTANT = "input", "hidden", "candidate", "constant"
 
 
 class Layer(nn.Module, abc.ABC):
     """The shape of all layers. A state is (h, c) of an LSTM and (h,) of other cells, each [B, H].
 
-    hidden: H; parts: how many tensors a state has.
+    hidden: H; parts: how many tensors a state has; products: those that are packed, by name, for
+    search; none in training.
     """
 
     hidden: int
     parts: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: dict[str, Product] = {}
 
     @abc.abstractmethod
     def input_weight(self) -> Tensor:
@@ -37,12 +47,24 @@ class Layer(nn.Module, abc.ABC):
         """[G]: all of the biases that can be added to the input's product."""
 
     @abc.abstractmethod
+    def matrices(self) -> dict[str, Matrix]:
+        """What a step multiplies the state with, by name: [n, H], and a bias [n] or None."""
+
+    @abc.abstractmethod
     def step(self, projected: Tensor, state: Parts) -> Parts:
         """The state after an input, of which `projected` [B, G] is known."""
 
     def project(self, inputs: Tensor) -> Tensor:
         """inputs: [.., I] -> [.., G], biases added."""
+        if self.products:
+            return self.products[INPUT](inputs)
         return functional.linear(inputs, self.input_weight(), self.input_bias())
+
+    def times(self, name: str, numbers: Tensor) -> Tensor:
+        """The product of [B, H] with one of the matrices."""
+        if self.products:
+            return self.products[name](numbers)
+        return functional.linear(numbers, *self.matrices()[name])
 
     def beside(self, inputs: Tensor) -> Callable[[int, Tensor], Tensor]:
         """As `project`, where the first i numbers of an input are known at all steps beforehand.
@@ -65,7 +87,7 @@ class Layer(nn.Module, abc.ABC):
         for projected in self.project(inputs).unbind(0):
             parts = self.step(projected, parts)
             outputs.append(parts[0])
-        return torch.stack(outputs), parts
+        return torch.stack(outputs) if len(outputs) > 1 else outputs[0].unsqueeze(0), parts
 
     def zeros(self, rows: int, like: Tensor) -> Parts:
         """A state of zeros for `rows` sentences."""
@@ -74,45 +96,56 @@ class Layer(nn.Module, abc.ABC):
 
 
 class FusedLayer(Layer):
-    """A layer of torch's: its fused kernel over a sequence, its equations for a step."""
+    """A layer of torch's: its fused kernel over a sequence, its equations for a step.
 
-    def __init__(self, cells: nn.LSTM | nn.GRU | nn.RNN) -> None:
+    index: of the layer in `cells`. Its kernel computes all of their layers, so that of several
+    one alone can only be stepped.
+    """
+
+    def __init__(self, cells: nn.LSTM | nn.GRU | nn.RNN, index: int = 0) -> None:
         super().__init__()
         self.cells = cells
         self.hidden = cells.hidden_size
         self.parts = 2 if isinstance(cells, nn.LSTM) else 1
+        self._index = index
+
+    def _parameter(self, name: str) -> Tensor:
+        return self.cells.get_parameter(f"{name}_l{self._index}")
 
     def input_weight(self) -> Tensor:
         """[G, I]."""
-        return self.cells.get_parameter("weight_ih_l0")
+        return self._parameter("weight_ih")
 
     def input_bias(self) -> Tensor:
         """[G]: both biases, but a GRU's second one stands inside the product with its reset."""
-        bias = self.cells.get_parameter("bias_ih_l0")
-        if isinstance(self.cells, nn.GRU):
-            return bias
-        return bias + self.cells.get_parameter("bias_hh_l0")
+        bias = self._parameter("bias_ih")
+        return bias if isinstance(self.cells, nn.GRU) else bias + self._parameter("bias_hh")
+
+    def matrices(self) -> dict[str, Matrix]:
+        """One, and a GRU's second bias."""
+        bias = self._parameter("bias_hh") if isinstance(self.cells, nn.GRU) else None
+        return {HIDDEN: (self._parameter("weight_hh"), bias)}
 
     def step(self, projected: Tensor, state: Parts) -> Parts:
         """The equations of torch's documentation."""
-        weight = self.cells.get_parameter("weight_hh_l0")
+        found = self.times(HIDDEN, state[0])
         match self.cells:
+            case nn.LSTM() if self.products:
+                return _lstm_in_place(found.add_(projected), state[1])
             case nn.LSTM():
-                hidden, memory = state
-                gates = projected + functional.linear(hidden, weight)
-                return _lstm(gates, memory)
+                return _lstm(projected + found, state[1])
             case nn.GRU():
-                (hidden,) = state
-                bias = self.cells.get_parameter("bias_hh_l0")
-                reset, keep, new = functional.linear(hidden, weight, bias).chunk(3, -1)
+                reset, keep, new = found.chunk(3, -1)
                 input_reset, input_keep, input_new = projected.chunk(3, -1)
                 candidate = torch.tanh(input_new + torch.sigmoid(input_reset + reset) * new)
-                return (_mixed(torch.sigmoid(input_keep + keep), hidden, candidate),)
+                return (_mixed(torch.sigmoid(input_keep + keep), state[0], candidate),)
             case _:
-                return (torch.tanh(projected + functional.linear(state[0], weight)),)
+                return (torch.tanh(projected + found),)
 
     def run(self, inputs: Tensor, parts: Parts) -> tuple[Tensor, Parts]:
-        """The fused kernel."""
+        """The fused kernel, or packed products step by step."""
+        if self.products:
+            return super().run(inputs, parts)
         outputs, after = run_fused(self.cells, inputs, tuple(part[None] for part in parts))
         return outputs, tuple(part.squeeze(0) for part in after)
 
@@ -170,6 +203,10 @@ class ScannedLayer(Layer):
         """[G]."""
         return self.bias
 
+    def matrices(self) -> dict[str, Matrix]:
+        """[G, H]."""
+        return {HIDDEN: (self.weight_hh, None)}
+
 
 class PeepholeLstm(ScannedLayer):
     """Graves 2013 (arXiv 1308.0850), equations 7 to 11: gates see the memory, number by number."""
@@ -183,7 +220,7 @@ class PeepholeLstm(ScannedLayer):
     def step(self, projected: Tensor, state: Parts) -> Parts:
         """The input and forget gates see the old memory, the output gate the new one."""
         hidden, memory = state
-        gates = projected + functional.linear(hidden, self.weight_hh)
+        gates = projected + self.times(HIDDEN, hidden)
         write, forget, value, output = gates.chunk(4, -1)
         write = torch.sigmoid(write + self.peepholes[0] * memory)
         forget = torch.sigmoid(forget + self.peepholes[1] * memory)
@@ -212,7 +249,7 @@ class LayerNormLstm(ScannedLayer):
     def step(self, projected: Tensor, state: Parts) -> Parts:
         """Torch's LSTM with normalised gates."""
         hidden, memory = state
-        gates = projected + functional.linear(hidden, self.weight_hh)
+        gates = projected + self.times(HIDDEN, hidden)
         by_gate = gates.view(*gates.shape[:-1], 4, self.hidden)
         normal = functional.layer_norm(by_gate, (self.hidden,)).view(gates.shape)
         return _lstm(normal * self.scale + self.bias, memory)
@@ -234,13 +271,17 @@ class ResetBeforeGru(ScannedLayer):
         self.weight_hh = nn.Parameter(both.clone())
         self.weight_hn = nn.Parameter(candidate.clone())
 
+    def matrices(self) -> dict[str, Matrix]:
+        """[2 H, H] of both gates and [H, H] of the candidate."""
+        return {HIDDEN: (self.weight_hh, None), CANDIDATE: (self.weight_hn, None)}
+
     def step(self, projected: Tensor, state: Parts) -> Parts:
         """Gates in the order r, z, candidate."""
         (hidden,) = state
         inputs, value = torch.split(projected, 2 * self.hidden, -1)
-        gates = torch.sigmoid(inputs + functional.linear(hidden, self.weight_hh))
+        gates = torch.sigmoid(inputs + self.times(HIDDEN, hidden))
         reset, update = gates.chunk(2, -1)
-        candidate = torch.tanh(value + functional.linear(reset * hidden, self.weight_hn))
+        candidate = torch.tanh(value + self.times(CANDIDATE, reset * hidden))
         if self.z_keeps:
             return (_mixed(update, hidden, candidate),)
         return (_mixed(update, candidate, hidden),)
@@ -256,3 +297,12 @@ def _lstm(gates: Tensor, memory: Tensor) -> Parts:
     write, forget, value, output = gates.chunk(4, -1)
     memory = torch.sigmoid(forget) * memory + torch.sigmoid(write) * torch.tanh(value)
     return torch.sigmoid(output) * torch.tanh(memory), memory
+
+
+def _lstm_in_place(gates: Tensor, memory: Tensor) -> Parts:
+    """As `_lstm`, the gates overwritten, with few passes over them."""
+    shares = gates.view(len(gates), 4, -1)
+    shares[:, 2].mul_(2)
+    write, forget, value, output = shares.sigmoid_().unbind(1)
+    memory = torch.addcmul(forget * memory, write, value.mul_(2).sub_(1))  # the value's tanh
+    return tanh_(memory.clone()).mul_(output), memory

@@ -132,14 +132,19 @@ class PlainDecoder(Decoder[RecurrentState, Recurrent | LayerStack]):
 
 @dataclass(frozen=True)
 class PeekyState:
-    """The layers' state, and the context, [B, C], which stays as it is."""
+    """The layers' state, and what stays as it is: [B, C], or [B, 0] where nothing is read.
+
+    read: what the readout reads of the context; heard: what the first layer does.
+    """
 
     recurrent: RecurrentState
-    context: Tensor
+    read: Tensor
+    heard: Tensor
 
     def select(self, rows: Tensor) -> "PeekyState":
         """The states of these rows."""
-        return PeekyState(self.recurrent.select(rows), self.context.index_select(0, rows))
+        read, heard = self.read.index_select(0, rows), self.heard.index_select(0, rows)
+        return PeekyState(self.recurrent.select(rows), read, heard)
 
 
 class PeekyDecoder(Decoder[PeekyState, Recurrent | LayerStack]):
@@ -166,16 +171,19 @@ class PeekyDecoder(Decoder[PeekyState, Recurrent | LayerStack]):
         """The state before the first word."""
         if self.summary is not None:
             encoded = replace(encoded, summary=torch.tanh(self.summary(encoded.summary)))
-        return PeekyState(self.first(encoded), encoded.summary)
+        context = encoded.summary
+        nothing = context[:, :0]
+        heard = self.recurrent.of_constant(context) if self.to_cell else nothing
+        return PeekyState(self.first(encoded), context if self.to_readout else nothing, heard)
 
     def forward(self, words: Tensor, state: PeekyState) -> tuple[Tensor, PeekyState]:
         """Reads `words` [T, B]; features [T, B, F] for the softmax, and the state after."""
         vectors = self.vectors(words, state.recurrent.masks)
-        context = state.context.expand(len(words), -1, -1)
-        inputs = torch.cat([vectors, context], -1) if self.to_cell else vectors
+        heard, read = (each.expand(len(words), -1, -1) for each in (state.heard, state.read))
+        inputs = torch.cat([vectors, heard], -1) if self.to_cell else vectors
         outputs, after = self.recurrent(inputs, state.recurrent)
-        read = context if self.to_readout else None
-        features = self.read_out(outputs, state.recurrent, vectors, read)
+        contexts = read if self.to_readout else None
+        features = self.read_out(outputs, state.recurrent, vectors, contexts)
         return features, replace(state, recurrent=after)
 
 
@@ -226,6 +234,6 @@ class AttentionDecoder(AttendingDecoder[Recurrent | LayerStack]):
         """Reads `words` [T, B]; features [T, B, F] for the softmax, and the state after."""
         vectors = self.vectors(words, state.recurrent.masks)
         outputs, after = self.recurrent(vectors, state.recurrent)
-        contexts, _ = self.attention(outputs, state.source)
+        contexts, weights = self.attention(outputs, state.source)
         features = self.read_out(outputs, state.recurrent, vectors, contexts)
-        return features, replace(state, recurrent=after)
+        return features, replace(state, recurrent=after, source=state.source.seen(weights))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from s2s_cli.core.model.cells import Layer, Parts, run_fused, run_layer_by_layer
+from s2s_cli.core.model.cells import CONSTANT, Layer, Parts, run_fused, run_layer_by_layer
 from s2s_cli.core.model.dropout import NO_MASKS, Dropout, Masks
 from s2s_cli.core.model.reading import read_forward
 
@@ -59,6 +59,10 @@ class Recurrent(nn.Module):
         """inputs: [T, B, I] -> outputs of the last layer [T, B, H] and the state after step T."""
         outputs, after = self.run(inputs, state.tensors)
         return outputs, RecurrentState(after, state.masks)
+
+    def of_constant(self, context: Tensor) -> Tensor:
+        """What the first layer reads of a context that is the same at every step: all of it."""
+        return context
 
     def run(self, inputs: Tensor, parts: Parts) -> tuple[Tensor, Parts]:
         """The same on the bare parts of a state, each [L, B, H]."""
@@ -117,6 +121,14 @@ class LayerStack(nn.Module):
             after.append(parts)
             inputs = self.joined(index, outputs, inputs)
         return inputs, stacked(after, state.masks)
+
+    def of_constant(self, context: Tensor) -> Tensor:
+        """What the first layer reads of a context, [B, C], that is the same at every step.
+
+        All of it, or its product, [B, G], where that is taken apart for search.
+        """
+        product = self[0].products.get(CONSTANT)
+        return product(context) if product else context
 
     def step(
         self, projected: Tensor, inputs: Tensor, state: RecurrentState
