@@ -158,7 +158,7 @@ def small_recipe(options: Any, decoder: str, precision: str) -> str | None:
         files = [file.with_name(f"{file.name}.gz") for file in files]
     missing = [file for file in files if not file.exists()]
     if missing:
-        print(f"skipped: there is no {missing[0]}")
+        print(f"skipped: there is no {missing[0]}; name your own text with --data")
         return None
     own, tables = DECODERS[decoder]
     tokenizer = "words" if segmented else "bpe"

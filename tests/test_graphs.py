@@ -365,7 +365,7 @@ def test_a_recording_that_fails_is_told_and_harms_nothing(rule: str, tapes: Tape
     assert note.startswith("no CUDA graphs from here on")
     assert tapes.replayed == replayed  # nor are the earlier ones
     assert ours.techniques[-1] == (
-        "no CUDA graphs: operation not permitted when stream is capturing"
+        "off: CUDA graphs (operation not permitted when stream is capturing)"
     )
     for mine, weights in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(mine, weights, rtol=1e-8, atol=1e-10)
@@ -377,11 +377,13 @@ def test_a_recording_that_fails_is_told_and_harms_nothing(rule: str, tapes: Tape
 
 
 def test_techniques_tell_of_graphs(tapes: Tapes) -> None:
-    assert learner_of(model_of(), recorder=tapes).techniques[-1] == "CUDA graphs of frequent shapes"
+    assert (
+        learner_of(model_of(), recorder=tapes).techniques[-1] == "CUDA graphs: of frequent shapes"
+    )
     unasked = learner_of(model_of(), recorder=tapes, cuda_graphs=False)
     assert not any("CUDA" in line for line in unasked.techniques)
     without = learner_of(model_of(), cuda_graphs=True)
-    assert without.techniques[-1] == "no CUDA graphs: they need a CUDA device"
+    assert without.techniques[-1] == "off: CUDA graphs (they need a CUDA device)"
 
 
 @pytest.mark.parametrize("why", ["adagrad", "fp16", "adaptive"])
@@ -423,6 +425,6 @@ def test_a_training_with_graphs_is_the_same_and_goes_on_without(
         patch.setattr(torch.backends.mkldnn, "enabled", False)  # its layers hide what they keep
         first, told = trained("graphs", "training.epochs=2.0", "training.cuda_graphs=true")
     assert tapes.replayed > 0
-    assert "CUDA graphs of frequent shapes" in told
+    assert "CUDA graphs: of frequent shapes" in told
     then, _ = trained("graphs", "training.epochs=3.0")
     assert first + then == pytest.approx(expected, rel=1e-3)

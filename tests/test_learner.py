@@ -129,26 +129,40 @@ def test_fifty_updates_are_those_of_plain_torch(
         assert (mine - weights).abs().max() <= tolerance * moved, name
 
 
-ROWS, CLIPPING = "gradients of word vectors by rows", "clipping in the learning rate"
-DENSE, APART = "dense gradients of word vectors: ", "clipping by itself: "
-OTHER_RULE = "only plain SGD allows another"
+ROWS, CLIPPING = "gradients of word vectors by rows", "clipping within the learning rate"
+BOTH = f"{ROWS}: encoder.embedding.weight, decoder.embedding.weight"
+ONE = f"{ROWS}: encoder.embedding.weight"
+
+
+def off(technique: str, reason: str) -> str:
+    return f"off: {technique} ({reason})"
 
 
 @pytest.mark.parametrize(
     ("rule", "tie", "clip", "told"),
     [
-        ("sgd", "none", 5.0, [ROWS, CLIPPING]),
-        ("sgd", "none", 0.0, [ROWS, APART + "there is none"]),
-        ("sgd", "softmax", 5.0, [ROWS, CLIPPING]),
+        ("sgd", "none", 5.0, [BOTH, CLIPPING]),
+        ("sgd", "none", 0.0, [BOTH, off(CLIPPING, "there is none")]),
+        ("sgd", "softmax", 5.0, [ONE, CLIPPING]),
         (
             "sgd",
             "three-way",
             5.0,
-            [DENSE + "the tables are frozen, or tied and used elsewhere", CLIPPING],
+            [off(ROWS, "frozen, or tied and used elsewhere"), CLIPPING],
         ),
-        ("momentum", "none", 5.0, [DENSE + OTHER_RULE, APART + OTHER_RULE]),
-        ("decay", "none", 5.0, [DENSE + OTHER_RULE, APART + OTHER_RULE]),
-        ("adam", "none", 5.0, [DENSE + OTHER_RULE, APART + OTHER_RULE]),
+        (
+            "momentum",
+            "none",
+            5.0,
+            [off(ROWS, "not with momentum"), off(CLIPPING, "not with momentum")],
+        ),
+        (
+            "decay",
+            "none",
+            5.0,
+            [off(ROWS, "not with weight_decay"), off(CLIPPING, "not with weight_decay")],
+        ),
+        ("adam", "none", 5.0, [off(ROWS, "not with adam"), off(CLIPPING, "not with adam")]),
     ],
 )
 def test_techniques_apply_where_they_change_nothing(
@@ -168,7 +182,7 @@ def test_a_scaled_loss_is_torch_s_part_alone() -> None:
         scaled = Learner(
             model_of(torch.float32), spec, training(precision="fp16"), torch.device("cuda")
         )
-    assert scaled.techniques == [DENSE + OTHER_RULE, APART + OTHER_RULE]
+    assert scaled.techniques == [off(ROWS, "not with fp16"), off(CLIPPING, "not with fp16")]
 
 
 def test_only_tables_that_are_looked_up_have_rows() -> None:

@@ -65,7 +65,7 @@ def command(
         return
     log = Log(folder / "log.jsonl", trainer.place.update)
     with (
-        _signals() as received,
+        _signals(terminal) as received,
         TrainingScreen(terminal, folder) as screen,
         contextlib.closing(log),
     ):
@@ -79,13 +79,14 @@ def command(
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def _signals(terminal: Terminal) -> Iterator[list[int]]:
     """The signals that ask to stop, as they come; a second one ends the program at once."""
     received: list[int] = []
 
     def receive(number: int, _frame: object) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
+        terminal.note("stopping after this update; once more ends it at once, without saving")
 
     # A signal that is ignored from outside (nohup, a background job) stays ignored.
     before = {

@@ -88,7 +88,7 @@ class TrainingScreen:
                 best = ", ".join(f"{name} {value:,.6g}" for name, value in event.best.items())
                 self._terminal.note(
                     f"ended ({event.reason}) after {event.seconds:,.0f} s of training; "
-                    + (f"best: {best}" if best else "no validation data")
+                    + (f"best: {best}" if best else "never validated")
                 )
                 self._advise(event.reason)
 

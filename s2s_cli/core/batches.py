@@ -216,18 +216,21 @@ class BatchPlan:
         self, curriculum: Curriculum, generator: numpy.random.Generator, first: int, count: int
     ) -> Epoch:
         """The batches of updates `first` to `first + count` of a curriculum."""
+        ranking, shares = self._difficulty
         drawn: list[SmallIndices] = []
         bounds: list[Indices] = []
         done = pairs = 0
         while done < count:
             level = competence(curriculum, first + done)
             # At least a batch's worth: c0 may be less than that.
-            easy = numpy.flatnonzero(self._difficulty <= level)
-            if len(easy) < self.size:
-                easy = numpy.argsort(self._difficulty, kind="stable")[: self.size]
+            easy = max(
+                int(numpy.searchsorted(shares, level, side="right")),
+                min(self.size, len(self.pairs)),
+            )
             # No pair twice: sorted by length, a batch would be made of copies of a few.
-            number = min(self.pool, CURRICULUM_POOL, count - done, max(1, len(easy) // self.size))
-            rows = generator.permutation(easy)[: number * self.size].astype(self._type)
+            number = min(self.pool, CURRICULUM_POOL, count - done, max(1, easy // self.size))
+            wanted = min(number * self.size, easy)
+            rows = ranking[generator.choice(easy, wanted, replace=False)]
             found = self._sort(rows) + pairs
             drawn.append(rows)
             bounds.append(found[generator.permutation(len(found))])
@@ -236,14 +239,20 @@ class BatchPlan:
         return Epoch(numpy.concatenate(drawn), numpy.concatenate(bounds))
 
     @functools.cached_property
-    def _difficulty(self) -> Shares:
-        """For each pair the share of pairs that are not harder (Platanios et al. 2019, 3.1)."""
+    def _difficulty(self) -> tuple[SmallIndices, Shares]:
+        """The pairs from easy to hard, and for each the share of pairs that are not harder.
+
+        Platanios et al. 2019, section 3.1.
+        """
         source = self.pairs.source
         if self.curriculum and self.curriculum.difficulty == "rarity":
             numbers = _rarities(source)
         else:
             numbers = source.lengths.astype(numpy.float64)
-        return numpy.searchsorted(numpy.sort(numbers), numbers, side="right") / len(numbers)
+        ranking = numpy.argsort(numbers, kind="stable")
+        ranked = numbers[ranking]
+        shares = numpy.searchsorted(ranked, ranked, side="right") / len(ranked)
+        return ranking.astype(self._type), shares
 
     @property
     def _type(self) -> numpy.dtype[Any]:

@@ -78,7 +78,8 @@ class Learner:
         self._device = device
         self._parameters = [each for each in model.parameters() if each.requires_grad]
         # A scaled loss overflows now and then, and the update is left out: torch's part alone.
-        self._plain = isinstance(spec, Sgd) and not (spec.momentum or spec.weight_decay or scaled)
+        self._not_plain = _obstacle(spec, scaled)
+        self._plain = not self._not_plain
         tables = model.looked_up() if self._plain else []
         for table in tables:
             table.sparse = True
@@ -96,18 +97,17 @@ class Learner:
     @property
     def techniques(self) -> list[str]:
         """What it does in a shorter way than it is written in a paper, for a person to read."""
-        rows = clipping = "only plain SGD allows another"
+        rows = clipping = self._not_plain
         if self._plain:
-            rows = "" if self._tables else "the tables are frozen, or tied and used elsewhere"
+            rows = "" if self._tables else "frozen, or tied and used elsewhere"
             clipping = "" if self._settings.clip else "there is none"
+        names = [name for name, each in self.model.named_parameters() if _is_in(each, self._tables)]
         lines = [
-            _told("gradients of word vectors by rows", "dense gradients of word vectors", rows),
-            _told("clipping in the learning rate", "clipping by itself", clipping),
+            _told("gradients of word vectors by rows", ", ".join(names), rows),
+            _told("clipping within the learning rate", "", clipping),
         ]
-        if self._without_graphs:
-            lines.append(f"no CUDA graphs: {self._without_graphs}")
-        elif self._graphs is not None:
-            lines.append("CUDA graphs of frequent shapes")
+        if self._settings.cuda_graphs:
+            lines.append(_told("CUDA graphs", "of frequent shapes", self._without_graphs))
         return lines
 
     def take_notes(self) -> list[str]:
@@ -192,6 +192,20 @@ class Learner:
             group["lr"] = rate
 
 
-def _told(technique: str, otherwise: str, reason: str) -> str:
-    """A technique, or what is done in its place and why."""
-    return f"{otherwise}: {reason}" if reason else technique
+def _obstacle(spec: Optimizer, scaled: bool) -> str:
+    """What stands in the way of what plain SGD allows; "" where nothing does."""
+    if not isinstance(spec, Sgd):
+        return f"not with {spec.kind}"
+    keys = {"momentum": spec.momentum, "weight_decay": spec.weight_decay, "fp16": scaled}
+    return next((f"not with {key}" for key, there in keys.items() if there), "")
+
+
+def _is_in(tensor: Tensor, others: Sequence[Tensor]) -> bool:
+    return any(tensor is other for other in others)
+
+
+def _told(technique: str, where: str, reason: str) -> str:
+    """A technique that is on, and where, or off, and why."""
+    if reason:
+        return f"off: {technique} ({reason})"
+    return f"{technique}: {where}" if where else technique

@@ -38,7 +38,7 @@ class Batches(Table):
     parts: Positive = Field(
         1,
         description="Compute an update's batch in so many parts, one after another (gradient "
-        "accumulation): the same update, in less memory.",
+        "accumulation): the same update but for the draws of dropout, in less memory.",
     )
     curriculum: Curriculum | None = Field(None, description="Easy pairs first; none: all at once.")
 
