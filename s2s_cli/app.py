@@ -16,7 +16,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from s2s_cli import __version__
-from s2s_cli.commands import average, evaluate, info, prepare, recipes, train, translate
+from s2s_cli.commands import average, evaluate, info, prepare, recipes, score, train, translate
 from s2s_cli.commands.terminal import Terminal
 from s2s_cli.core.errors import S2SError
 
@@ -82,7 +82,7 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-for _command in (prepare, train, translate, evaluate, recipes, info, average):
+for _command in (prepare, train, translate, evaluate, score, recipes, info, average):
     app.command(_command.__name__.rpartition(".")[2])(_guarded(_command.command))
 
 

@@ -24,7 +24,8 @@ from s2s_cli.core.errors import DataError
 from s2s_cli.core.model import build
 from s2s_cli.core.prepared import prepare
 from s2s_cli.core.recipe import load
-from s2s_cli.core.translator import Translation, Translator, _joined
+from s2s_cli.core.translator import Translation, Translator
+from s2s_cli.core.translator.translation import joined
 
 # What ends a line for str.splitlines, and for us does not.
 BREAKS = "\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
@@ -385,7 +386,7 @@ def test_a_part_that_comes_out_empty_leaves_no_space() -> None:
         [Translation(text, -1.0, -2.0, tuple(text)), Translation("z", -3.0, -4.0, ("z",))]
         for text in ("", "a", "", "b", "")
     ]
-    best, second = _joined(parts)
+    best, second = joined(parts)
     assert best == Translation("a b", -5.0, -10.0, ("a", "b"))
     assert second == Translation("z z z z z", -15.0, -20.0, ("z",) * 5)
 

@@ -20,6 +20,8 @@ from s2s_cli.core.search import (
     Ensemble,
     Hypothesis,
     ModelScorer,
+    Ranking,
+    Task,
     beam_search,
     greedy_search,
     search_all,
@@ -150,12 +152,9 @@ def search(
     return beam_search(
         scorer,
         PackedText.pack(sources),
+        Task(longest, START, EOS, Ranking(alpha)),
         beam_size=beam,
-        max_lengths=longest,
-        first_word=START,
-        eos=EOS,
         n_best=n_best,
-        length_penalty=alpha,
     )
 
 
@@ -168,10 +167,7 @@ def greedy(
     return greedy_search(
         scorer,
         PackedText.pack(sources),
-        max_lengths=longest,
-        first_word=START,
-        eos=EOS,
-        length_penalty=alpha,
+        Task(longest, START, EOS, Ranking(alpha)),
     )
 
 

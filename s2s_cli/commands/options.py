@@ -14,6 +14,28 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable."),
 ]
+ModelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A model file or a run's folder; repeat for an ensemble. "
+        "Default: $S2S_MODEL, else the newest run below runs/.",
+    ),
+]
+SetSearchOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of [search], and no other, such as search.unk=forbid; repeatable.",
+    ),
+]
+PrecisionOption = Annotated[
+    Literal["fp32", "bf16", "int8"],
+    typer.Option("--precision", help="Of the products; int8 on a CPU alone."),
+]
 InputOption = Annotated[
     str, typer.Option("--input", "-i", metavar="FILE", help="Read from FILE; - is stdin.")
 ]

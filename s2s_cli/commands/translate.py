@@ -9,9 +9,11 @@ from s2s_cli.commands.options import (
     DeviceOption,
     InputOption,
     InvalidOption,
+    ModelOption,
     OutputOption,
+    PrecisionOption,
     QuietOption,
-    SetOption,
+    SetSearchOption,
     ThreadsOption,
 )
 from s2s_cli.commands.output import writing
@@ -24,16 +26,7 @@ FIRST_GROUP, LARGEST_GROUP = 64, 4096
 
 
 def command(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="MODEL",
-            help="A model file or a run's folder; repeat for an ensemble. "
-            "Default: $S2S_MODEL, else the newest run below runs/.",
-        ),
-    ] = None,
+    model: ModelOption = None,
     input_: InputOption = "-",
     output: OutputOption = "-",
     beam_size: Annotated[
@@ -56,11 +49,16 @@ def command(
         Literal["text", "tsv", "jsonl", "moses"],
         typer.Option("--format", help="What a line of the output is."),
     ] = "text",
-    set_: SetOption = None,
+    input_format: Annotated[
+        Literal["text", "tsv"],
+        typer.Option(
+            "--input-format",
+            help="tsv: source, tab, what its translation begins with; more columns are ignored.",
+        ),
+    ] = "text",
+    set_: SetSearchOption = None,
     device: DeviceOption = "auto",
-    precision: Annotated[
-        Literal["fp32", "bf16"], typer.Option("--precision", help="Of the products.")
-    ] = "fp32",
+    precision: PrecisionOption = "fp32",
     threads: ThreadsOption = 0,
     invalid: InvalidOption = "error",
     quiet: QuietOption = False,
@@ -69,10 +67,10 @@ def command(
 
     Formats: text, a line each; tsv, line number, rank, score and text; jsonl, an object a line
     with all translations; moses, `line ||| text ||| s2s= log-probability ||| score`, lines counted
-    from 0. Scores are natural logarithms.
+    from 0. Scores are natural logarithms. Sampling, prefixes, word scores, alignments, unknown
+    words and more are keys of [search]: see docs/recipes.md.
     """
     from s2s_cli.core.corpus import LineGroups
-    from s2s_cli.core.recipe import override
 
     if n_best > 1 and format_ == "text":
         raise typer.BadParameter("needs --format tsv, jsonl or moses", param_hint="--n-best")
@@ -89,30 +87,28 @@ def command(
     }
     changes = [*(set_ or ()), *(f"search.{k}={v}" for k, v in flags.items() if v is not None)]
 
-    from s2s_cli.core.checkpoint import find_model, load_model
-    from s2s_cli.core.device import find_device, set_threads
+    from s2s_cli.commands.models import open_translator
     from s2s_cli.core.errors import RecipeError
-    from s2s_cli.core.translator import Translator
 
-    place = find_device(device)
-    set_threads(threads)
-    paths = [find_model(path) for path in model] if model else [find_model(None)]
-    members = [load_model(path, place) for path in paths]
-    if not model:
-        terminal.note(f"model: {members[0].path}")
-    settings = override(members[0].recipe, changes, "search").search
-    if n_best > settings.beam_size:
+    translator = open_translator(
+        model, changes, device=device, threads=threads, precision=precision, terminal=terminal
+    )
+    settings = translator.settings
+    if n_best > settings.beam_size and settings.sampling is None:
         raise RecipeError(
             f"--n-best {n_best} needs a beam at least as wide; it is {settings.beam_size}\n"
             f"widen it with -b {n_best}"
         )
-    translator = Translator(members, settings, precision, terminal.warn)
-    writer = FORMATS[format_]
+    writer, how = FORMATS[format_], translator.how
     number = 1
     with writing(output) as file:
         for lines in groups:
-            found = translator.n_best(lines, n_best, number)
-            for line, best in zip(lines, found, strict=True):
-                file.write(writer(number, line, best).encode())
+            sources, prefixes = lines, None
+            if input_format == "tsv":
+                columns = [[*line.split("\t"), ""] for line in lines]
+                sources, prefixes = [row[0] for row in columns], [row[1] for row in columns]
+            found = translator.n_best(sources, n_best, number, prefixes, scores=format_ != "text")
+            for source, best in zip(sources, found, strict=True):
+                file.write(writer(number, source, best, how).encode())
                 number += 1
             file.flush()

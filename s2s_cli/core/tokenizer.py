@@ -7,7 +7,7 @@ them. There is no symbol for padding: lengths tell where a sentence ends.
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, Self, assert_never
 
@@ -16,6 +16,7 @@ from s2s_cli.core.recipe.schema import SentencePiece, Words
 
 UNKNOWN, BOS, EOS = 0, 1, 2
 SPECIAL_SYMBOLS = ("<unk>", "<s>", "</s>")
+SPACE = "\u2581"  # in SentencePiece's pieces
 
 
 class Tokenizer(Protocol):
@@ -36,6 +37,14 @@ class Tokenizer(Protocol):
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's entries for these ids."""
+        ...
+
+    def surfaces(self, line: str) -> list[str]:
+        """The text behind each id of a line, without spaces; for `<unk>` what was not known."""
+        ...
+
+    def fill(self, ids: Sequence[int], texts: Mapping[int, str]) -> str:
+        """The text of ids, with these texts at their places, at each of which `<unk>` stands."""
         ...
 
     def to_bytes(self) -> bytes:
@@ -106,6 +115,19 @@ class SentencePieceTokenizer:
         """The vocabulary's entries for these ids."""
         return [self._processor.id_to_piece(int(i)) for i in ids]
 
+    def surfaces(self, line: str) -> list[str]:
+        """The text behind each id of a line, without spaces; for `<unk>` what was not known."""
+        pieces: list[str] = self._processor.encode(line, out_type=str)
+        return [piece.replace(SPACE, "") for piece in pieces]
+
+    def fill(self, ids: Sequence[int], texts: Mapping[int, str]) -> str:
+        """The text of ids, with these texts at their places, at each of which `<unk>` stands."""
+        # What the first ids say is what the text of all begins with.
+        ends = [len(text) for text in self.decode([ids[:end] for end in range(len(ids) + 1)])]
+        whole = self.decode([ids])[0]
+        parts = [whole[ends[i] : ends[i + 1]] for i in range(len(ids))]
+        return "".join(texts.get(place, part) for place, part in enumerate(parts))
+
     def to_bytes(self) -> bytes:
         """SentencePiece's own serialised model."""
         return self._model
@@ -172,14 +194,25 @@ class WordTokenizer:
 
     def decode(self, sentences: Sequence[Sequence[int]]) -> list[str]:
         """The text of each sequence of ids."""
-        texts = [self.pieces(ids) for ids in sentences]
+        return [self._joined(self.pieces(ids)) for ids in sentences]
+
+    def _joined(self, words: Sequence[str]) -> str:
+        """The text of words."""
         if self._pretokenizer == "moses":
-            return [self._moses[1].detokenize(words, unescape=False) for words in texts]
-        return [" ".join(words) for words in texts]
+            return str(self._moses[1].detokenize(words, unescape=False))
+        return " ".join(words)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's entries for these ids."""
         return [self._words[i] for i in ids]
+
+    def surfaces(self, line: str) -> list[str]:
+        """The words of a line."""
+        return self.split(line)
+
+    def fill(self, ids: Sequence[int], texts: Mapping[int, str]) -> str:
+        """The text of ids, with these texts at their places, at each of which `<unk>` stands."""
+        return self._joined([texts.get(place, word) for place, word in enumerate(self.pieces(ids))])
 
     def to_bytes(self) -> bytes:
         """The words as JSON."""

@@ -1,139 +1,81 @@
-"""Greedy and beam search over any scorer.
+"""Beam search over any scorer.
 
-# n sentences still searched, K beam, k live hypotheses a sentence, C candidates, t words so far
+# n sentences still searched, K beam, k live hypotheses a sentence, t words so far
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from s2s_cli.core.prepared import PackedText
+from s2s_cli.core.search.candidates import best_words, only_word
+from s2s_cli.core.search.notes import Notes
+from s2s_cli.core.search.ranking import Hypothesis, Ranking
+from s2s_cli.core.search.rules import NEVER
 from s2s_cli.core.search.scorers import Scorer
-
-NEVER = float("-inf")
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """A finished translation.
-
-    words: ids without EOS; log_probability: natural log, EOS included; score: what the search
-    ranks by, the log-probability divided by the length penalty.
-    """
-
-    words: tuple[int, ...]
-    log_probability: float
-    score: float
-
-
-def penalty(length: int, alpha: float) -> float:
-    """GNMT's length penalty (Wu et al. 2016, equation 14). `length` counts EOS; alpha 0 is 1."""
-    return float(((5 + length) / 6) ** alpha)
-
-
-@torch.inference_mode()
-def greedy_search(
-    scorer: Scorer[Any],
-    sources: PackedText,
-    *,
-    max_lengths: Sequence[int],
-    first_word: int,
-    eos: int,
-    length_penalty: float = 0.0,
-) -> list[list[Hypothesis]]:
-    """The likeliest word at each step. Arguments and result as of `beam_search`, a list of one."""
-    device = scorer.device
-    found: list[list[Hypothesis]] = [[] for _ in max_lengths]
-    state = scorer.start(sources)
-    sentences = torch.arange(len(max_lengths))
-    limits = torch.tensor(max_lengths)
-    words = torch.full((len(max_lengths),), first_word, device=device)
-    history = torch.empty((len(max_lengths), 0), dtype=torch.long)
-    totals = torch.zeros(len(max_lengths))
-    while len(sentences):
-        logits, state = scorer.step(words, state)
-        words = logits.argmax(-1)
-        words[(limits <= history.shape[1]).to(device)] = eos
-        gained = logits.gather(1, words[:, None])[:, 0] - logits.logsumexp(-1)
-        totals = totals + gained.cpu()
-        chosen = words.cpu()
-        ended = chosen == eos
-        if ended.any():
-            for row in ended.nonzero()[:, 0].tolist():
-                total = float(totals[row])
-                score = total / penalty(history.shape[1] + 1, length_penalty)
-                path = tuple(history[row].tolist())
-                found[int(sentences[row])].append(Hypothesis(path, total, score))
-            rows = (~ended).nonzero()[:, 0]
-            sentences, limits, totals = sentences[rows], limits[rows], totals[rows]
-            history, chosen = history[rows], chosen[rows]
-            state, words = state.select(rows.to(device)), words[rows.to(device)]
-        history = torch.cat([history, chosen[:, None]], dim=1)
-    return found
+from s2s_cli.core.search.task import Task
 
 
 @torch.inference_mode()
 def beam_search(
     scorer: Scorer[Any],
     sources: PackedText,
+    task: Task,
     *,
     beam_size: int,
-    max_lengths: Sequence[int],
-    first_word: int,
-    eos: int,
     n_best: int = 1,
-    length_penalty: float = 0.0,
 ) -> list[list[Hypothesis]]:
     """The best finished translations of each source, best first.
 
     Left to right over log-probabilities: a hypothesis that emits EOS leaves the beam for the
     finished ones (Sutskever et al. 2014, section 3.2). A sentence is done when no live hypothesis
-    can still beat the n-th best finished one; log-probabilities only fall, so the bound is exact.
+    can still beat the n-th best finished one. That bound is exact: log-probabilities only fall, no
+    divisor is larger than that of the longest translation, and a coverage is 0 at most.
     A hypothesis at its maximum length must end there.
 
     Args:
         scorer: gives the next word's scores.
         sources: in the order of falling length.
+        task: what to look for.
         beam_size: hypotheses that stay alive after each step.
-        max_lengths: for each source the words of a translation at most, EOS not counted.
-        first_word: what the decoder reads first.
-        eos: ends a translation.
         n_best: translations wanted of each source, at most `beam_size`; fewer where the space of
             translations is smaller.
-        length_penalty: GNMT's alpha.
     """
     device = scorer.device
-    found: list[list[Hypothesis]] = [[] for _ in max_lengths]
+    eos, rules = task.eos, task.rules
+    finished = Finished(task.ranking, len(sources), n_best)
     state = scorer.start(sources)
-    sentences = list(range(len(max_lengths)))
-    limits = torch.tensor(max_lengths, device=device)
-    caps = torch.tensor([penalty(limit + 1, length_penalty) for limit in max_lengths]).to(device)
+    notes = Notes(task.wanted, scorer, sources)
+    sentences = list(range(len(sources)))
+    limits = torch.tensor(task.max_lengths, device=device)
+    caps = torch.tensor([task.ranking.divisor(limit + 1) for limit in task.max_lengths]).to(device)
     goals = torch.full((len(sentences),), NEVER, device=device)  # n-th best finished score so far
     scores = torch.zeros((len(sentences), 1), device=device)  # [n, k], one hypothesis at first
-    words = torch.full((len(sentences), 1), first_word, device=device)
+    words = torch.full((len(sentences), 1), task.first_word, device=device)
     history = torch.empty((len(sentences), 1, 0), dtype=torch.long, device=device)  # [n, k, t]
     while sentences:
         logits, state = scorer.step(words.flatten(), state)
+        known = logits.log_softmax(-1)
+        notes.read(known, state)
         width = scores.shape[1]
-        must_end = limits <= history.shape[2]
-        values, parents, nexts = _candidates(logits, scores, must_end, 2 * beam_size, eos)
+        if rules is not None:
+            of = torch.tensor(sentences, device=device).repeat_interleave(width)
+            known = rules.allowed(known, of, history.flatten(0, 1))
+        must_end = (limits <= history.shape[2]).repeat_interleave(width)
+        if must_end.any():
+            known = only_word(known, must_end, eos)
+        values, parents, nexts = best_words(known, scores, 2 * beam_size)
         # EOS among the best K ends a hypothesis; the best K others live on.
         ending = (nexts == eos) & (values > NEVER)
         ending[:, beam_size:] = False
-        if ending.any():
-            length = history.shape[2] + 1
-            for row, rank in ending.nonzero().tolist():
-                value = float(values[row, rank])
-                path = tuple(history[row, parents[row, rank]].tolist())
-                best = found[sentences[row]]
-                best.append(Hypothesis(path, value, value / penalty(length, length_penalty)))
-                best.sort(key=lambda hypothesis: -hypothesis.score)
-                del best[n_best:]
-                if len(best) == n_best:
-                    goals[row] = best[-1].score
+        for row, parent, value in _listed(ending, parents, values):
+            if finished.may_take(sentences[row], value, history.shape[2] + 1):
+                path = tuple(history[row, parent].tolist())
+                noted = notes.finished(row * width + parent, eos)
+                found = task.hypothesis(path, value, noted)
+                goals[row] = finished.take(sentences[row], found)
         scores, order = values.masked_fill(nexts == eos, NEVER).topk(
             min(beam_size, values.shape[1]), -1
         )
@@ -146,29 +88,37 @@ def beam_search(
             scores, parents, words = scores[rows], parents[rows], words[rows]
         history = history[rows[:, None], parents]
         history = torch.cat([history, words[:, :, None]], dim=2)
-        state = state.select((rows[:, None] * width + parents).flatten())
-    return found
+        origins = (rows[:, None] * width + parents).flatten()
+        state = state.select(origins)
+        notes.select(origins, words.flatten())
+    return finished.best
 
 
-def _candidates(
-    logits: Tensor, scores: Tensor, must_end: Tensor, count: int, eos: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(values, parents, words), each [n, C], best first: how each sentence's hypotheses may go on.
+class Finished:
+    """The best few finished translations of each sentence. best: best first."""
 
-    The best `count` of a row's logits hold all that can be among the best of its sentence, so
-    the log-softmax of the whole vocabulary is never written out.
-    logits: [n * k, V]; scores: [n, k]; must_end: [n], whether only EOS may follow.
-    """
-    sentences = len(scores)
-    normalizers = logits.logsumexp(-1, keepdim=True)
-    if must_end.any():
-        only_eos = torch.full_like(logits[:1], NEVER)
-        only_eos[:, eos] = 0.0
-        logits = torch.where(
-            must_end.repeat_interleave(scores.shape[1])[:, None], logits + only_eos, logits
-        )
-    values, words = logits.topk(min(count, logits.shape[1]), -1)
-    values = (values - normalizers + scores.flatten()[:, None]).view(sentences, -1)
-    values, places = values.topk(min(count, values.shape[1]), -1)
-    parents = places // words.shape[1]
-    return values, parents, words.view(sentences, -1).gather(1, places)
+    def __init__(self, ranking: Ranking, sentences: int, count: int) -> None:
+        self.best: list[list[Hypothesis]] = [[] for _ in range(sentences)]
+        self._ranking = ranking
+        self._count = count
+
+    def may_take(self, sentence: int, log_probability: float, length: int) -> bool:
+        """Whether one of so many words, EOS counted, might be among them."""
+        best = self.best[sentence]
+        most = self._ranking.score(log_probability, length, 0.0)  # no coverage is above 0
+        return len(best) < self._count or most > best[-1].score
+
+    def take(self, sentence: int, found: Hypothesis) -> float:
+        """Takes it, if it is among them; the score that a better one has to exceed."""
+        best = self.best[sentence]
+        best.append(found)
+        best.sort(key=lambda hypothesis: -hypothesis.score)
+        del best[self._count :]
+        return best[-1].score if len(best) == self._count else NEVER
+
+
+def _listed(ending: Tensor, parents: Tensor, values: Tensor) -> Iterator[tuple[int, int, float]]:
+    """(row, parent, value) of the candidates that are True in `ending`, all [n, C]."""
+    rows, ranks = ending.nonzero(as_tuple=True)
+    chosen = (parents[rows, ranks].tolist(), values[rows, ranks].tolist())
+    return zip(rows.tolist(), *chosen, strict=True)

@@ -51,8 +51,17 @@ def translations(
     found = search_all(
         scorer,
         [sources[place] for place in places],
-        recipe.search.model_copy(update={"beam_size": recipe.evaluation.beam_size}),
+        # What the model thinks best; no chance, nothing beside the words.
+        recipe.search.model_copy(
+            update={
+                "beam_size": recipe.evaluation.beam_size,
+                "sampling": None,
+                "word_scores": False,
+                "alignment": False,
+            }
+        ),
         first_word=first_word(recipe),
+        log_probabilities=False,
     )
     texts = tokenizer.decode([best[0].words for best in found])
     lines = [""] * len(sources)

@@ -61,6 +61,7 @@ from s2s_cli.core.recipe.schema.parts import (
     Vectors,
     XavierInitialization,
 )
+from s2s_cli.core.recipe.schema.search import EnsembleMean, Sampling, Search
 from s2s_cli.core.recipe.schema.table import (
     Count,
     FilePath,
@@ -79,7 +80,6 @@ from s2s_cli.core.recipe.schema.training import (
     InverseSigmoidForcing,
     LinearForcing,
     MetricName,
-    Search,
     Selection,
     Share,
     TeacherForcing,
@@ -109,6 +109,7 @@ __all__ = [
     "DecoderSide",
     "DotAttention",
     "Encoder",
+    "EnsembleMean",
     "Evaluation",
     "Expectation",
     "ExponentialForcing",
@@ -142,6 +143,7 @@ __all__ = [
     "Probability",
     "Readout",
     "Recipe",
+    "Sampling",
     "Schedule",
     "Search",
     "Selection",

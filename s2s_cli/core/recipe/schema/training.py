@@ -1,4 +1,4 @@
-"""`[training]`, `[search]` and `[evaluation]`."""
+"""`[training]` and `[evaluation]`."""
 
 from typing import Annotated, Literal, Self
 
@@ -147,28 +147,6 @@ class Training(Table):
     patience: Count = Field(
         0, description="Stop after N validations in a row without a better one; 0: never."
     )
-
-
-class Search(Table):
-    """How a translation is looked for."""
-
-    beam_size: Positive = Field(5, description="Width of the beam; 1 is greedy.")
-    length_penalty: float = Field(
-        0.0,
-        ge=0,
-        le=10,
-        description="GNMT's alpha: scores are divided by ((5 + length) / 6) ** alpha.",
-    )
-    max_length_ratio: float = Field(
-        2.0,
-        gt=0,
-        le=1000,
-        description="Pieces of a translation at most: ratio * pieces of the source + 10.",
-    )
-    max_source: Positive = Field(
-        1024, description="A longer source, in pieces, is translated in parts, with a warning."
-    )
-    batch_size: Positive = Field(64, description="Sentences that are searched together.")
 
 
 class Evaluation(Table):

@@ -8,9 +8,10 @@ from s2s_cli.core.recipe.schema.batches import Batches
 from s2s_cli.core.recipe.schema.data import Data, SeparateTokenizers, SharedTokenizer
 from s2s_cli.core.recipe.schema.model import Model
 from s2s_cli.core.recipe.schema.optimization import ConstantSchedule, Optimizer, Schedule
-from s2s_cli.core.recipe.schema.parts import AdaptiveSoftmax
+from s2s_cli.core.recipe.schema.parts import AdaptiveSoftmax, AttentionDecoder
+from s2s_cli.core.recipe.schema.search import Search
 from s2s_cli.core.recipe.schema.table import Table
-from s2s_cli.core.recipe.schema.training import Evaluation, Expectation, Search, Training
+from s2s_cli.core.recipe.schema.training import Evaluation, Expectation, Training
 
 
 class Recipe(Table):
@@ -79,6 +80,12 @@ class Recipe(Table):
                 f"batches.parts = {self.batches.parts} are more than the pairs of a batch, "
                 f"batches.size = {self.batches.size}; at most one a pair would work"
             )
+        if not isinstance(self.model.decoder, AttentionDecoder):
+            found += [
+                f"{asked} needs attention, but model.decoder.kind = {self.model.decoder.kind!r} "
+                "has none; leave it out, or take a model with attention"
+                for asked in self.search.needs_attention
+            ]
         if self.schedule.kind == "plateau" and self.data.validation is None:
             found.append(
                 "schedule.kind = 'plateau' waits for validations, but there is no data.validation; "
