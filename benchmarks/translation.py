@@ -193,7 +193,8 @@ def report(found: dict[str, Any], options: argparse.Namespace) -> None:
     print(
         f"# Translation with {options.model}\n\n{told['processor']}, {told['cores']} cores, "
         f"{options.threads} threads, torch {told['torch']}; on {options.device}; batches of "
-        f"{options.batch}; load before {told['load']:.1f}."
+        f"{options.batch}, of s2s {options.our_batch or 'its own choice'}; "
+        f"load before {told['load']:.1f}."
     )
     tables = {
         "Speed": ("speed", lambda: speed_table(found["speed"])),
@@ -226,7 +227,8 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="of s2s and the straightforward program")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--batch", type=int, default=64, help="sentences")
+    parser.add_argument("--batch", type=int, default=64, help="sentences, of all but s2s")
+    parser.add_argument("--our-batch", type=int, default=0, help="of s2s; 0: as it chooses")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--starts", type=int, default=3, help="of each program")
     parser.add_argument("--peers", type=Path, help="where other toolkits lie")
@@ -272,7 +274,7 @@ def main() -> None:
     text = chosen_text(options)
     lines = lines_of(text.whole)
     settings = [
-        Setting(options.model, precision, options.device, options.threads, options.batch)
+        Setting(options.model, precision, options.device, options.threads, options.our_batch)
         for precision in options.precision
     ]
     found: dict[str, Any] = {"machine": machine()}

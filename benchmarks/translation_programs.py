@@ -17,7 +17,7 @@ from translation_server import Translate, serve
 
 from s2s_cli.commands.translate import FIRST_GROUP, LARGEST_GROUP
 from s2s_cli.core.checkpoint import ModelFile, find_model, load_model
-from s2s_cli.core.device import find_device, set_threads
+from s2s_cli.core.device import find_device, keep_memory, set_threads
 from s2s_cli.core.recipe import override
 from s2s_cli.core.recipe.schema import Words
 from s2s_cli.core.tokenizer import EOS
@@ -73,6 +73,7 @@ def search_options(beam: int, batch: int) -> list[str]:
 
 def ours(setting: Setting) -> Translate:
     """As `s2s translate` does it with a file, group after group."""
+    keep_memory()
     model = setting.load()
     translator = Translator([model], None, setting.precision)
 
@@ -84,7 +85,7 @@ def ours(setting: Setting) -> Translate:
             first = 0
             while first < len(lines):
                 group = lines[first : first + size]
-                for best in translator.n_best(group, 1, first + 1):
+                for best in translator.n_best(group, 1, first + 1, scores=False):
                     file.write(best[0].text + "\n")
                 file.flush()
                 first, size = first + size, min(2 * size, LARGEST_GROUP)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from s2s_cli.commands.scoring_formats import Case
 
 # Lines scored together, at first and at most: as for `s2s translate`.
-FIRST_GROUP, LARGEST_GROUP = 64, 4096
+FIRST_GROUP, LARGEST_GROUP = 128, 4096
 
 
 def command(

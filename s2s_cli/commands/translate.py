@@ -22,7 +22,7 @@ from s2s_cli.commands.translation_formats import FORMATS
 
 # Lines translated together: few at first, so that a reader need not wait, then more, because
 # sorting by length pays.
-FIRST_GROUP, LARGEST_GROUP = 64, 4096
+FIRST_GROUP, LARGEST_GROUP = 128, 4096
 
 
 def command(

@@ -21,7 +21,7 @@ from s2s_cli.core.search.task import Task
 from s2s_cli.core.tokenizer import EOS, UNKNOWN
 
 SPARE_LENGTH = 10
-ROWS = 320  # of a batch, where the recipe leaves that open: products are at full speed with them
+ROWS = 640  # of a batch, where the recipe leaves that open: products are at full speed with them
 Words = Sequence[int]
 
 
