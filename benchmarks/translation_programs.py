@@ -15,11 +15,12 @@ from straightforward_search import translate as search
 from training_programs import OURS, THEIRS, peak_memory, their_name
 from translation_server import Translate, serve
 
-from s2s_cli.commands.translate import FIRST_GROUP, LARGEST_GROUP
+from s2s_cli.commands.translate import LARGEST_GROUP
 from s2s_cli.core.checkpoint import ModelFile, find_model, load_model
 from s2s_cli.core.device import find_device, keep_memory, set_threads
 from s2s_cli.core.recipe import override
 from s2s_cli.core.recipe.schema import Words
+from s2s_cli.core.search import sentences_together
 from s2s_cli.core.tokenizer import EOS
 from s2s_cli.core.translator import Translator, first_word
 
@@ -80,7 +81,7 @@ def ours(setting: Setting) -> Translate:
     def translate(source: str, output: str, beam: int) -> None:
         changes = search_options(beam, setting.batch)
         translator.settings = override(model.recipe, changes, "search").search
-        lines, size = lines_of(source), FIRST_GROUP
+        lines, size = lines_of(source), sentences_together(translator.settings)
         with open(output, "w", encoding="utf-8") as file:
             first = 0
             while first < len(lines):

@@ -20,9 +20,9 @@ from s2s_cli.commands.output import writing
 from s2s_cli.commands.terminal import Terminal
 from s2s_cli.commands.translation_formats import FORMATS
 
-# Lines translated together: few at first, so that a reader need not wait, then more, because
+# Lines translated together: a batch at first, so that a reader need not wait, then more, because
 # sorting by length pays.
-FIRST_GROUP, LARGEST_GROUP = 128, 4096
+LARGEST_GROUP = 4096
 
 
 def command(
@@ -78,7 +78,7 @@ def command(
     if input_ == "-" and sys.stdin.isatty():
         terminal.note("reading lines from the terminal; Ctrl-D ends them")
     # The reader's thread starts here, so that lines arrive while the model is loaded.
-    groups = LineGroups(input_, first=FIRST_GROUP, most=LARGEST_GROUP, invalid=invalid)
+    groups = LineGroups(input_, first=1, most=LARGEST_GROUP, invalid=invalid)
     flags = {
         "beam_size": beam_size,
         "length_penalty": length_penalty,
@@ -89,11 +89,13 @@ def command(
 
     from s2s_cli.commands.models import open_translator
     from s2s_cli.core.errors import RecipeError
+    from s2s_cli.core.search import sentences_together
 
     translator = open_translator(
         model, changes, device=device, threads=threads, precision=precision, terminal=terminal
     )
     settings = translator.settings
+    groups.first = min(sentences_together(settings, n_best), LARGEST_GROUP)
     if n_best > settings.beam_size and settings.sampling is None:
         raise RecipeError(
             f"--n-best {n_best} needs a beam at least as wide; it is {settings.beam_size}\n"

@@ -81,9 +81,12 @@ class LineGroups:
     """
 
     def __init__(self, path: str, *, first: int, most: int, invalid: Invalid = "error") -> None:
-        """Groups of at most `first` lines, then twice as many each time, up to `most`."""
+        """Groups of at most `first` lines, then twice as many each time, up to `most`.
+
+        `first` may be changed until the first group is taken.
+        """
         self._where = "stdin" if path == "-" else path
-        self._size, self._most, self._invalid = first, most, invalid
+        self.first, self._most, self._invalid = first, most, invalid
         # The thread may be killed while it waits for a line: it must not hold sys.stdin's lock.
         self._arrived: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=most)
         threading.Thread(target=self._read, args=(path,), daemon=True).start()
@@ -104,7 +107,7 @@ class LineGroups:
             DataError: the file cannot be read, or a line is not UTF-8; the lines before it come
                 first, in a group of their own.
         """
-        number = 0
+        number, size = 0, self.first
         while True:
             group: list[str] = []
             item = self._arrived.get()
@@ -115,7 +118,7 @@ class LineGroups:
                 except DataError as error:
                     item = error
                     break
-                if len(group) == self._size or self._arrived.empty():
+                if len(group) == size or self._arrived.empty():
                     break
                 item = self._arrived.get()
             if group:
@@ -124,4 +127,4 @@ class LineGroups:
                 return
             if isinstance(item, Exception):
                 raise item if isinstance(item, DataError) else unreadable(self._where, item)
-            self._size = min(2 * self._size, self._most)
+            size = min(2 * size, self._most)

@@ -1,7 +1,7 @@
 """The search for translations. It knows ids and scores; it knows nothing of text."""
 
 from s2s_cli.core.search.beam import beam_search
-from s2s_cli.core.search.corpus import batch_size, search_all
+from s2s_cli.core.search.corpus import search_all, sentences_together
 from s2s_cli.core.search.ensemble import Ensemble
 from s2s_cli.core.search.forced import forced_scores
 from s2s_cli.core.search.greedy import greedy_search
@@ -22,10 +22,10 @@ __all__ = [
     "State",
     "Task",
     "Wanted",
-    "batch_size",
     "beam_search",
     "forced_scores",
     "greedy_search",
     "sample_search",
     "search_all",
+    "sentences_together",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from s2s_cli.core.prepared import PackedText
-from s2s_cli.core.search.candidates import best_words, only_word
+from s2s_cli.core.search.candidates import best_words, group_maxima, only_word, survey
 from s2s_cli.core.search.notes import Notes
 from s2s_cli.core.search.ranking import Hypothesis, Ranking
 from s2s_cli.core.search.rules import NEVER
@@ -52,21 +52,26 @@ def beam_search(
     limits = torch.tensor(task.max_lengths, device=device)
     caps = torch.tensor([task.ranking.divisor(limit + 1) for limit in task.max_lengths]).to(device)
     goals = torch.full((len(sentences),), NEVER, device=device)  # n-th best finished score so far
-    scores = torch.zeros((len(sentences), 1), device=device)  # [n, k], one hypothesis at first
+    # [n, k], one hypothesis at first; in float64, because many small numbers are added.
+    scores = torch.zeros((len(sentences), 1), dtype=torch.float64, device=device)
     words = torch.full((len(sentences), 1), task.first_word, device=device)
     history = torch.empty((len(sentences), 1, 0), dtype=torch.long, device=device)  # [n, k, t]
     while sentences:
         logits, state = scorer.step(words.flatten(), state)
-        known = logits.log_softmax(-1)
-        notes.read(known, state)
+        maxima, normalizers = survey(logits)
+        notes.read(logits, normalizers, state)
         width = scores.shape[1]
+        allowed = logits
         if rules is not None:
             of = torch.tensor(sentences, device=device).repeat_interleave(width)
-            known = rules.allowed(known, of, history.flatten(0, 1))
+            allowed = rules.allowed(allowed, of, history.flatten(0, 1))
         must_end = (limits <= history.shape[2]).repeat_interleave(width)
         if must_end.any():
-            known = only_word(known, must_end, eos)
-        values, parents, nexts = best_words(known, scores, 2 * beam_size)
+            allowed = only_word(allowed, must_end, eos)
+        if allowed is not logits:
+            maxima = group_maxima(allowed)
+        so_far = scores - normalizers.view(scores.shape)
+        values, parents, nexts = best_words(allowed, maxima, so_far, 2 * beam_size)
         # EOS among the best K ends a hypothesis; the best K others live on.
         ending = (nexts == eos) & (values > NEVER)
         ending[:, beam_size:] = False

@@ -7,6 +7,8 @@ maxima, and only these are looked through.
 # G groups of a row, M words of a group
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,27 +19,51 @@ from s2s_cli.core.search.rules import NEVER
 STRIDE = 128
 
 
-def likeliest(values: Tensor) -> Tensor:
-    """As `argmax` over the last dimension, but for ties: [R, V] -> [R]"""
+# Rows that are looked at together on a CPU: a few MB, which stay in its cache.
+SLICE = 128
+LOG2_E = math.log2(math.e)
+
+
+def survey(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The maxima of the groups, [R, G], and the log of the sum of exponentials, [R] in float64."""
+    if logits.device.type != "cpu":
+        return group_maxima(logits), logits.logsumexp(-1).double()
+    maxima, normalizers = [], []
+    for first in range(0, len(logits), SLICE):
+        part = logits[first : first + SLICE]
+        maxima.append(group_maxima(part))
+        # torch takes four times as long for exp as for exp2. A whole number is taken away from the
+        # exponents, which costs no accuracy.
+        shifts = (maxima[-1].amax(-1, keepdim=True) * LOG2_E).ceil_()
+        sums = torch.add(-shifts, part, alpha=LOG2_E).exp2_().sum(-1, keepdim=True)
+        normalizers.append((sums.double().log2() + shifts) / LOG2_E)
+    return torch.cat(maxima), torch.cat(normalizers).squeeze(1)
+
+
+def likeliest(values: Tensor, maxima: Tensor) -> Tensor:
+    """As `argmax` over the last dimension, but for ties: [R, V], and its groups' maxima -> [R]"""
     rows = torch.arange(len(values), device=values.device)
-    found, words = _words_of_groups(values, rows, _maxima(values).argmax(-1))
+    found, words = _words_of_groups(values, rows, maxima.argmax(-1))
     return words.gather(1, found.argmax(-1, keepdim=True)).squeeze(1)
 
 
-def best_words(values: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def best_words(
+    values: Tensor, maxima: Tensor, scores: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The best of all words of all of a sentence's rows: (values, rows, words), each [n, C].
 
-    Best first, and as many as there are, `count` at most. Rows are numbers from 0 to k - 1.
+    Best first, and as many as there are, `count` at most. Rows are numbers from 0 to k - 1. The
+    values found have the type of the scores.
 
     Args:
         values: [n * k, V].
+        maxima: [n * k, G], of their groups.
         scores: [n, k], added to the values of their rows.
         count: C.
     """
     sentences, width = scores.shape
-    maxima = _maxima(values)
     groups = maxima.shape[1]
-    ranked = (maxima + scores.view(-1, 1)).view(sentences, -1)
+    ranked = (maxima + scores.view(-1, 1).to(maxima.dtype)).view(sentences, -1)
     places = ranked.topk(min(count, ranked.shape[1]), -1, sorted=False).indices
     parents = places // groups  # [n, C]
     first = torch.arange(0, len(values), width, device=values.device)[:, None]
@@ -57,7 +83,7 @@ def only_word(values: Tensor, rows: Tensor, word: int) -> Tensor:
     return found
 
 
-def _maxima(values: Tensor) -> Tensor:
+def group_maxima(values: Tensor) -> Tensor:
     """The largest number of each group, [R, G]."""
     rounds = values.shape[1] // STRIDE
     if rounds < 2:

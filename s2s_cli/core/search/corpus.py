@@ -21,7 +21,7 @@ from s2s_cli.core.search.task import Task
 from s2s_cli.core.tokenizer import EOS, UNKNOWN
 
 SPARE_LENGTH = 10
-ROWS = 640  # of a batch, where the recipe leaves that open: products are at full speed with them
+ROWS = 1024  # of a batch, where the recipe leaves that open: products are at full speed with them
 Words = Sequence[int]
 
 
@@ -71,8 +71,7 @@ def search_all(
         symbols = Symbols(len(shortlist), number[EOS], unknown)
         begun = [[number[word] for word in words] for words in begun]
     found: list[list[Hypothesis]] = [[] for _ in sources]
-    rows = settings.beam_size if settings.sampling is None else n_best
-    for places in by_length(sources, batch_size(settings, rows)):
+    for places in by_length(sources, sentences_together(settings, n_best)):
         batch = PackedText.pack([sources[place] for place in places])
         task = _task(settings, batch, [begun[place] for place in places], symbols, scorer.device)
         task = replace(task, wanted=replace(task.wanted, log_probabilities=log_probabilities))
@@ -99,8 +98,9 @@ def search_all(
     ]
 
 
-def batch_size(settings: Search, rows: int) -> int:
-    """Sentences that are searched together, of so many rows each."""
+def sentences_together(settings: Search, n_best: int = 1) -> int:
+    """Sentences that are searched together."""
+    rows = settings.beam_size if settings.sampling is None else n_best
     return settings.batch_size or max(1, ROWS // rows)
 
 

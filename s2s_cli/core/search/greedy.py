@@ -10,19 +10,18 @@ import torch
 from torch import Tensor
 
 from s2s_cli.core.prepared import PackedText
-from s2s_cli.core.search.candidates import likeliest
+from s2s_cli.core.search.candidates import group_maxima, likeliest, survey
 from s2s_cli.core.search.notes import Notes
 from s2s_cli.core.search.ranking import Hypothesis
 from s2s_cli.core.search.scorers import Scorer
 from s2s_cli.core.search.task import Task
 
-# From logits or log-probabilities [R, V], blocked words at -inf, the rows' numbers [R] and t: a
-# word a row, [R].
+# From logits [R, V], blocked words at -inf, the rows' numbers [R] and t: a word a row, [R].
 Choice = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def _likeliest(values: Tensor, _rows: Tensor, _step: int) -> Tensor:
-    return likeliest(values)
+    return likeliest(values, group_maxima(values))
 
 
 @torch.inference_mode()
@@ -56,20 +55,22 @@ def greedy_search(
     notes = Notes(task.wanted, scorer, sources, copies)
     words = torch.full((len(rows),), task.first_word, device=device)
     history = torch.empty((len(rows), 0), dtype=torch.long)
-    totals = torch.full((len(rows),), 0.0 if task.wanted.log_probabilities else torch.nan)
+    totals = torch.zeros(len(rows), dtype=torch.float64)
+    nothing = torch.full((len(rows),), torch.nan, device=device)  # in a normaliser's place
     finished: list[tuple[int, Hypothesis]] = []
     while len(rows):
-        known, state = scorer.step(words, state)
+        logits, state = scorer.step(words, state)
+        normalizers = nothing[: len(rows)]
         if task.wanted.log_probabilities or task.wanted.word_scores:
-            known = known.log_softmax(-1)
-        notes.read(known, state)
+            _, normalizers = survey(logits)
+        notes.read(logits, normalizers, state)
         steps = history.shape[1]
-        allowed = known
+        allowed = logits
         if rules is not None:
-            allowed = rules.allowed(known, (rows // copies).to(device), history.to(device))
+            allowed = rules.allowed(logits, (rows // copies).to(device), history.to(device))
         words = choose(allowed, rows, steps)
         words[(limits <= steps).to(device)] = eos
-        totals = totals + known.gather(1, words[:, None])[:, 0].cpu()
+        totals += (logits.gather(1, words[:, None])[:, 0] - normalizers).cpu()
         chosen = words.cpu()
         ended = chosen == eos
         on = None

@@ -68,14 +68,14 @@ class Notes:
         self._covered = torch.zeros((rows, longest), device=device)  # [R, S], summed over steps
         self._scores = torch.zeros((rows, 0), device=device)  # [R, V], of the step just made
 
-    def read(self, known: Tensor, state: Any) -> None:
-        """After a step: log-probabilities of all words, [R, V], and the scorer's state.
+    def read(self, logits: Tensor, normalizers: Tensor, state: Any) -> None:
+        """After a step: its logits, [R, V], their normalisers, [R], and the scorer's state.
 
         Raises:
             ModelError: attention is wanted, and the scorer has none.
         """
         if self._wanted.word_scores:
-            self._scores = known
+            self._scores = (logits - normalizers[:, None]).float()
         if self._wanted.weights:
             weights = self._scorer.attention(state)
             if weights is None:

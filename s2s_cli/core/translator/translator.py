@@ -16,10 +16,10 @@ from s2s_cli.core.search import (
     Hypothesis,
     ModelScorer,
     Scorer,
-    batch_size,
     forced_scores,
     search_all,
 )
+from s2s_cli.core.search.corpus import ROWS
 from s2s_cli.core.tokenizer import BOS, EOS
 from s2s_cli.core.translator.translation import (
     Pieces,
@@ -217,7 +217,7 @@ class Translator:
             [encoded[place] for place in real],
             [words[place] for place in real],
             first_word=first_word(self._members[0].recipe),
-            batch_size=batch_size(self.settings, 1),
+            batch_size=self.settings.batch_size or ROWS,
             longest=longest,
         )
         scored = [Scored((), ())] * len(words)

@@ -102,7 +102,8 @@ class Search(Table):
         1024, description="A longer source, in pieces, is translated in parts, with a warning."
     )
     batch_size: Count = Field(
-        0, description="Sentences that are searched together; 0: so many that they have 640 rows."
+        0,
+        description="Sentences that are searched together; 0: as many as have 1,024 hypotheses.",
     )
 
     @property
