@@ -1,7 +1,9 @@
 """`s2s train`: trains a recipe, or goes on with its run."""
 
 import contextlib
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -78,6 +80,9 @@ def command(
         raise typer.Exit(128 + received[0])
 
 
+STOPPING = b"stopping after this update; once more ends it at once, without saving\n"
+
+
 @contextlib.contextmanager
 def _signals(terminal: Terminal) -> Iterator[list[int]]:
     """The signals that ask to stop, as they come; a second one ends the program at once."""
@@ -86,7 +91,9 @@ def _signals(terminal: Terminal) -> Iterator[list[int]]:
     def receive(number: int, _frame: object) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
-        terminal.note("stopping after this update; once more ends it at once, without saving")
+        if not terminal.quiet:
+            # Past the streams of Python, which may be in the middle of a line.
+            os.write(sys.stderr.fileno(), STOPPING)
 
     # A signal that is ignored from outside (nohup, a background job) stays ignored.
     before = {

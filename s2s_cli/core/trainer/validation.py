@@ -16,6 +16,8 @@ from s2s_cli.core.search import ModelScorer, search_all
 from s2s_cli.core.tokenizer import Tokenizer
 from s2s_cli.core.translator import first_word
 
+BATCH = 64  # pairs measured together
+
 
 @torch.inference_mode()
 def perplexity(model: Seq2Seq, pairs: PackedPairs, recipe: Recipe) -> float:
@@ -25,11 +27,10 @@ def perplexity(model: Seq2Seq, pairs: PackedPairs, recipe: Recipe) -> float:
     """
     total, words = 0.0, 0
     order = numpy.lexsort((pairs.target.lengths, pairs.source.lengths))
-    size = recipe.search.batch_size
-    for start in range(0, len(order), size):
+    for start in range(0, len(order), BATCH):
         batch = make_batch(
             pairs,
-            order[start : start + size],
+            order[start : start + BATCH],
             reverse=recipe.model.reverse_source,
             start=first_word(recipe),
         )
