@@ -353,3 +353,20 @@ def test_by_length_takes_the_longest_first(sources: list[list[int]], size: int) 
     assert order == sorted(range(len(sources)), key=lambda place: -len(sources[place]))
     assert all(len(batch) == size for batch in batches[:-1])
     assert all(1 <= len(batch) <= size for batch in batches)
+
+
+@PATIENT
+@given(sources=st.lists(SENTENCE, max_size=20), size=st.integers(1, 7), words=st.integers(1, 30))
+def test_by_length_holds_no_more_words_than_it_may(
+    sources: list[list[int]], size: int, words: int
+) -> None:
+    batches = as_lists(list(by_length(sources, size, words)))
+    assert [place for batch in batches for place in batch] == [
+        place for batch in as_lists(list(by_length(sources, 1))) for place in batch
+    ]
+    for batch, after in itertools.pairwise([*batches, []]):
+        padded = (len(sources[batch[0]]) + 1) * len(batch)
+        assert len(batch) == 1 or padded <= words
+        # And no fewer than it may.
+        full = padded + len(sources[batch[0]]) + 1 > words
+        assert full or len(batch) == size or not after

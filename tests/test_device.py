@@ -168,6 +168,15 @@ def test_what_needs_cuda_says_so(precision: str) -> None:
         autocast(CPU, precision)
 
 
+def test_int8_is_a_cpu_s_and_needs_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DeviceError, match="needs a CPU; use --device cpu"):
+        usable_precision(torch.device("cuda"), "int8")
+    assert usable_precision(CPU, "int8") == "int8"
+    monkeypatch.setattr(device, "multiplies_integers", lambda: False)
+    with pytest.raises(DeviceError, match="no products of int8"):
+        usable_precision(CPU, "int8")
+
+
 @pytest.mark.parametrize("supported", [True, False])
 def test_a_gpu_without_bf16_computes_in_fp32(
     supported: bool, monkeypatch: pytest.MonkeyPatch

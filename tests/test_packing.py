@@ -3,6 +3,10 @@
 # R rows of a search, V vocabulary
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +23,7 @@ from s2s_cli.core.model.products import IntegerProduct, pack
 from s2s_cli.core.prepared import PackedText
 from s2s_cli.core.recipe.schema import Model
 
+ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = 40
 SENTENCES = [[4, 5, 6, 7, 8], [3, 3, 4, 8], [5, 6, 7], [7, 8, 4], [9], []]
 CELLS = ["lstm", "lstm-peephole", "lstm-layer-norm", "gru", "gru-cho", "gru-bahdanau", "tanh"]
@@ -238,7 +243,7 @@ def test_a_row_does_not_change_its_neighbours(precision: str) -> None:
 def test_without_onednn_s_operators(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, bias, inputs = numbers(24, 48), numbers(1, 24)[0], numbers(5, 48)
     expected = pack(weight, bias, kind)(inputs)
-    monkeypatch.setattr(products, "lends_onednn", lambda: False)
+    monkeypatch.setattr(products, "lends_onednn", lambda _: False)
     found = pack(weight, bias, kind)(inputs)
     error = 1e-6 if kind == "fp32" else 0.02
     assert found.dtype == torch.float32
@@ -246,19 +251,41 @@ def test_without_onednn_s_operators(kind: str, monkeypatch: pytest.MonkeyPatch) 
     assert float((found - functional.linear(inputs, weight, bias)).norm() / found.norm()) < error
 
 
-@pytest.mark.parametrize("probe", [products.lends_onednn, products.multiplies_integers])
+PROBES = {
+    "fp32": (products.lends_onednn, [torch.float32], ("mkldnn", "_linear_pointwise")),
+    "bf16": (products.lends_onednn, [torch.bfloat16], ("mkldnn", "_linear_pointwise")),
+    "int8": (products.multiplies_integers, [], ("onednn", "qlinear_pointwise")),
+}
+
+
+@pytest.mark.parametrize("name", PROBES)
 def test_operators_that_are_gone_or_changed_are_not_used(
-    probe: Any, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert probe.__wrapped__()
-    name, operator = {
-        "lends_onednn": ("mkldnn", "_linear_pointwise"),
-        "multiplies_integers": ("onednn", "qlinear_pointwise"),
-    }[probe.__name__]
+    cached, given, (library, operator) = PROBES[name]
+    probe: Any = cached.__wrapped__
+    assert probe(*given)
     for changed in (lambda *_: torch.zeros(2, 4), lambda: None):
         with monkeypatch.context() as patched:
-            patched.setattr(getattr(torch.ops, name), operator, changed)
-            assert not probe.__wrapped__()
+            patched.setattr(getattr(torch.ops, library), operator, changed)
+            assert not probe(*given)
+
+
+def test_a_processor_without_ordered_bf16_multiplies_another_way() -> None:
+    """Older ones refuse to order its matrices, not to multiply them."""
+    program = (
+        "import torch; from s2s_cli.core.model.products import lends_onednn, pack\n"
+        "found = pack(torch.ones(4, 8), None, 'bf16')(torch.ones(2, 8))\n"
+        "print(lends_onednn(torch.float32), lends_onednn(torch.bfloat16), found[0, 0].item())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split()[2] == "8.0"
 
 
 def test_only_known_precisions() -> None:
@@ -269,9 +296,13 @@ def test_only_known_precisions() -> None:
 def test_a_table_of_low_rank_is_multiplied_out() -> None:
     model = model_of({"kind": "plain"}, embedding_rank=4)
     assert isinstance(model.decoder.embedding, FactoredEmbedding)
-    table = packed(model, "fp32").decoder.embedding.weight
+    table = packed(model, "fp32").decoder.embedding
     first = model.decoder.recurrent.cells
     expected = functional.linear(
         model.decoder.embedding.weight, first.weight_ih_l0, first.bias_ih_l0 + first.bias_hh_l0
     )
-    torch.testing.assert_close(table, expected, rtol=1e-5, atol=1e-5)
+    for words in ([3], [3, 3, 7], [7, 0, 39, 3], range(VOCABULARY)):
+        chosen = torch.tensor(words)
+        with torch.inference_mode():
+            found = table(chosen[None])[0]
+        torch.testing.assert_close(found, expected[chosen], rtol=1e-5, atol=1e-5)

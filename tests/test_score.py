@@ -299,12 +299,15 @@ def test_text_and_its_pieces_are_the_same_target(models: list[Path]) -> None:
             translator.score(["one"], [["dix", strange]], [7])
 
 
-def test_products_may_be_in_bf16(s2s: Command, tmp_path: Path, models: list[Path]) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_products_may_be_of_lower_precision(
+    s2s: Command, tmp_path: Path, models: list[Path], precision: str
+) -> None:
     write(tmp_path / "a", LINES)
     write(tmp_path / "b", OTHERS)
     exact, rounded = (
-        numbers(s2s("score", "-m", models[0], "a", "b", "--precision", precision).out)
-        for precision in ("fp32", "bf16")
+        numbers(s2s("score", "-m", models[0], "a", "b", "--precision", name).out)
+        for name in ("fp32", precision)
     )
     assert exact != rounded
     assert rounded == pytest.approx(exact, rel=0.1)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from s2s_cli.core.errors import ModelError
 from s2s_cli.core.model import Seq2Seq
 from s2s_cli.core.prepared import PackedText
 from s2s_cli.core.recipe.schema import Search
@@ -23,6 +24,7 @@ from s2s_cli.core.search import (
     Ranking,
     Task,
     beam_search,
+    candidates,
     greedy_search,
     search_all,
 )
@@ -182,9 +184,13 @@ def assert_same(found: Sequence[Hypothesis], expected: Sequence[Hypothesis]) -> 
 # --- what is found ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("stride", [candidates.STRIDE, 2])  # words one by one, and in groups
 @pytest.mark.parametrize("alpha", [0.0, 0.8, 2.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_wide_beam_equals_exhaustive_search(seed: int, alpha: float) -> None:
+def test_a_wide_beam_equals_exhaustive_search(
+    seed: int, alpha: float, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "STRIDE", stride)
     table = random_table(seed)
     # No more than 4**4 hypotheses of 4 words: nothing is ever pruned.
     found = search(TableScorer(table), 300, n_best=25, alpha=alpha)
@@ -418,3 +424,26 @@ def test_members_of_an_ensemble_may_read_in_different_directions(model: Seq2Seq)
     expected = (first_word(True) + first_word(False)) / 2
     assert not torch.allclose(first_word(True), first_word(False), atol=1e-3)
     torch.testing.assert_close(logits.exp(), expected)
+
+
+# --- what need not be known -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_without_log_probabilities_the_words_are_the_same(beam: int) -> None:
+    table = random_table(3)
+    settings = Search(beam_size=beam)
+    asked, unasked = (
+        search_all(TableScorer(table), SOURCES, settings, first_word=BOS, log_probabilities=wanted)
+        for wanted in (True, False)
+    )
+    assert [best[0].words for best in unasked] == [best[0].words for best in asked]
+    assert all(math.isfinite(best[0].score) for best in asked)
+    # Only a greedy search can do without.
+    assert all(math.isnan(best[0].score) == (beam == 1) for best in unasked)
+
+
+def test_scores_that_are_no_numbers_are_told_of() -> None:
+    scorer = TableScorer(lambda _source, _prefix: [math.nan] * VOCABULARY)
+    with pytest.raises(ModelError, match="not numbers"):
+        search_all(scorer, SOURCES, Search(beam_size=3), first_word=BOS)

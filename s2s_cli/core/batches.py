@@ -28,6 +28,8 @@ Shares = numpy.typing.NDArray[numpy.float64]
 
 CURRICULUM_POOL = 20  # batches, at most, that share a competence and are sorted together
 CHUNK = 1 << 18  # sentences that are counted at a time
+# Words of the padded sources that a search reads together: what it remembers of each takes memory.
+LARGEST_BATCH = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -321,8 +323,18 @@ def _rarities(text: PackedText) -> Shares:
     return numpy.concatenate(found)
 
 
-def by_length(sources: Sequence[Sequence[int]], size: int) -> Iterator[Indices]:
-    """Places of `sources` in batches of at most `size`, the longest sentences first."""
-    order = numpy.argsort([-len(ids) for ids in sources], kind="stable")
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+def by_length(
+    sources: Sequence[Sequence[int]], size: int, words: int | None = None
+) -> Iterator[Indices]:
+    """Places of `sources` in batches of at most `size`, the longest sentences first.
+
+    words: that a padded batch holds at most, EOS counted, but for a single sentence.
+    """
+    lengths = [len(ids) for ids in sources]
+    order = numpy.argsort([-length for length in lengths], kind="stable")
+    start = 0
+    while start < len(order):
+        fit = size if words is None else words // (lengths[order[start]] + 1)
+        end = start + max(1, min(size, fit))
+        yield order[start:end]
+        start = end

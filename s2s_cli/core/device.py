@@ -65,12 +65,17 @@ def usable_precision(device: torch.device, precision: str) -> str:
     Raises:
         DeviceError: fp16 or tf32 on a CPU; int8 elsewhere, or on a CPU that torch lends none of it.
     """
-    if precision == "int8" and not (device.type == "cpu" and multiplies_integers()):
-        raise DeviceError("precision int8 is not to be had here; use bf16 or fp32")
+    if precision == "int8" and device.type != "cpu":
+        raise DeviceError("precision int8 needs a CPU; use --device cpu, or bf16 or fp32")
+    if precision == "int8" and not multiplies_integers():
+        raise DeviceError("this torch has no products of int8 for this CPU; use bf16 or fp32")
     if precision in ("fp16", "tf32") and device.type == "cpu":
         raise DeviceError(f"precision {precision} needs a CUDA device; here, use bf16 or fp32")
-    missing = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
-    return "fp32" if precision == "bf16" and missing else precision
+    if precision == "bf16" and device.type == "cuda":
+        with torch.cuda.device(device) if device.index else contextlib.nullcontext():
+            there = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if there else "fp32"
+    return precision
 
 
 NO_BF16 = "this GPU has no bf16: products are in fp32"

@@ -44,8 +44,8 @@ class Source:
             found, counts = torch.unique_consecutive(sentences, return_counts=True)
             if len(found) and bool((counts == counts[0]).all()):
                 sentences, count = found, int(counts[0])
-        if len(sentences) == len(self.real) and bool((sentences.diff() == 1).all()):
-            return Source(self.values, self.keys, self.real, coverage, weights, count)
+            if len(sentences) == len(self.real) and bool((sentences.diff() == 1).all()):
+                return Source(self.values, self.keys, self.real, coverage, weights, count)
         return Source(
             self.values.index_select(0, sentences),
             self.keys.index_select(0, sentences),

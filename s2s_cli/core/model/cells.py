@@ -66,6 +66,10 @@ class Layer(nn.Module, abc.ABC):
             return self.products[name](numbers)
         return functional.linear(numbers, *self.matrices()[name])
 
+    def tanh(self, numbers: Tensor) -> Tensor:
+        """The tanh of fresh numbers, which are overwritten in search."""
+        return tanh_(numbers) if self.products else torch.tanh(numbers)
+
     def beside(self, inputs: Tensor) -> Callable[[int, Tensor], Tensor]:
         """As `project`, where the first i numbers of an input are known at all steps beforehand.
 
@@ -137,10 +141,10 @@ class FusedLayer(Layer):
             case nn.GRU():
                 reset, keep, new = found.chunk(3, -1)
                 input_reset, input_keep, input_new = projected.chunk(3, -1)
-                candidate = torch.tanh(input_new + torch.sigmoid(input_reset + reset) * new)
+                candidate = self.tanh(input_new + torch.sigmoid(input_reset + reset) * new)
                 return (_mixed(torch.sigmoid(input_keep + keep), state[0], candidate),)
             case _:
-                return (torch.tanh(projected + found),)
+                return (self.tanh(projected + found),)
 
     def run(self, inputs: Tensor, parts: Parts) -> tuple[Tensor, Parts]:
         """The fused kernel, or packed products step by step."""
@@ -252,7 +256,8 @@ class LayerNormLstm(ScannedLayer):
         gates = projected + self.times(HIDDEN, hidden)
         by_gate = gates.view(*gates.shape[:-1], 4, self.hidden)
         normal = functional.layer_norm(by_gate, (self.hidden,)).view(gates.shape)
-        return _lstm(normal * self.scale + self.bias, memory)
+        gates = normal * self.scale + self.bias
+        return _lstm_in_place(gates, memory) if self.products else _lstm(gates, memory)
 
 
 class ResetBeforeGru(ScannedLayer):
@@ -281,7 +286,7 @@ class ResetBeforeGru(ScannedLayer):
         inputs, value = torch.split(projected, 2 * self.hidden, -1)
         gates = torch.sigmoid(inputs + self.times(HIDDEN, hidden))
         reset, update = gates.chunk(2, -1)
-        candidate = torch.tanh(value + self.times(CANDIDATE, reset * hidden))
+        candidate = self.tanh(value + self.times(CANDIDATE, reset * hidden))
         if self.z_keeps:
             return (_mixed(update, hidden, candidate),)
         return (_mixed(update, candidate, hidden),)

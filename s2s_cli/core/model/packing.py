@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from s2s_cli.core.model.activation import tanh_
 from s2s_cli.core.model.cells import CONSTANT, INPUT, FusedLayer, Layer
 from s2s_cli.core.model.decoder import Decoder, PeekyDecoder
 from s2s_cli.core.model.dropout import Dropout
@@ -41,6 +43,38 @@ class PackedLinear(nn.Module):
         return self.product(inputs)
 
 
+class FastTanh(nn.Module):
+    """The tanh of fresh numbers."""
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """They are overwritten."""
+        return tanh_(numbers)
+
+
+class GateTable(nn.Module):
+    """What the first layer makes of a word, [V, G], found when a word is met for the first time.
+
+    A table that is filled at once would take longer than the translation of some lines.
+    """
+
+    def __init__(self, embedding: nn.Module, words: int, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self._embedding = embedding
+        self._product = pack(weight, bias, "fp32")
+        self._table = torch.empty(words, len(weight))
+        self._known = torch.zeros(words, dtype=torch.bool)
+        self.embedding_dim = len(weight)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """words: [..] ids -> [.., G]"""
+        known = self._known[words]
+        if not known.all():
+            fresh = torch.unique(words[~known])
+            self._table[fresh] = self._product(self._embedding(fresh))
+            self._known[fresh] = True
+        return functional.embedding(words, self._table)
+
+
 class TableAndRest:
     """The product of the first layer's input, of which the word's share has been looked up.
 
@@ -63,7 +97,8 @@ class TableAndRest:
 def packed(model: Seq2Seq, precision: str) -> Seq2Seq:
     """The model with packed products in fp32, bf16 or int8; it shares what is not packed.
 
-    What bridges encoder and decoder stays as it is. The copy cannot be trained.
+    What bridges encoder and decoder stays as it is. The copy cannot be trained, and its decoder
+    reads one word at a time.
     """
     reader = _reader(model.encoder.recurrent, precision)
     encoder = _with(model.encoder, {"recurrent": reader})
@@ -120,6 +155,8 @@ def _packed(module: nn.Module, precision: str) -> nn.Module:
             return _stepped(module, precision)
         case nn.Linear():
             return PackedLinear(module.weight, module.bias, precision)
+        case nn.Tanh():
+            return FastTanh()
         case _:
             children = {n: _packed(child, precision) for n, child in module.named_children()}
             fresh: nn.Module = _with(module, children)
@@ -164,19 +201,20 @@ def _decoder_layers(decoder: Decoder[Any, Any], precision: str) -> tuple[nn.Modu
     first, *upper = _single(given)
     residual_from = given.residual_from if isinstance(given, LayerStack) else 0
     embedding, input_, constant = decoder.embedding, None, None
+    table: nn.Module = embedding
     weight = first.input_weight()
     fits = len(embedding.weight) * len(weight) <= LARGEST_TABLE
     # Where the vectors themselves are read by something else, too, there must be vectors.
     if fits and residual_from != 1 and not decoder.readout.reads_word:
         vector = embedding.embedding_dim
         words, others = weight[:, :vector], weight[:, vector:]
-        table = pack(words, first.input_bias(), "fp32")(embedding.weight)
-        embedding = nn.Embedding(len(table), len(weight), _weight=table)
+        count = len(embedding.weight)
+        table = GateTable(embedding, count, words.contiguous(), first.input_bias())
         product = pack(others, None, precision) if others.shape[1] else None
         if isinstance(decoder, PeekyDecoder):
             constant, product = product, None
         input_ = TableAndRest(len(weight), product)
     layers = [_stepped(first, precision, input_), *(_upper(each, precision) for each in upper)]
-    if constant:
+    if constant is not None:
         layers[0].products[CONSTANT] = constant
-    return embedding, LayerStack(layers, residual_from=residual_from)
+    return table, LayerStack(layers, residual_from=residual_from)

@@ -50,10 +50,15 @@ def beam_search(
     notes = Notes(task.wanted, scorer, sources)
     sentences = list(range(len(sources)))
     limits = torch.tensor(task.max_lengths, device=device)
-    caps = torch.tensor([task.ranking.divisor(limit + 1) for limit in task.max_lengths]).to(device)
-    goals = torch.full((len(sentences),), NEVER, device=device)  # n-th best finished score so far
-    # [n, k], one hypothesis at first; in float64, because many small numbers are added.
-    scores = torch.zeros((len(sentences), 1), dtype=torch.float64, device=device)
+    wide = torch.float64  # because many small numbers are added
+    caps = torch.tensor(
+        [task.ranking.divisor(limit + 1) for limit in task.max_lengths], dtype=wide
+    ).to(device)
+    goals = torch.full(
+        (len(sentences),), NEVER, dtype=wide, device=device
+    )  # n-th best finished score so far
+    # [n, k], one hypothesis at first.
+    scores = torch.zeros((len(sentences), 1), dtype=wide, device=device)
     words = torch.full((len(sentences), 1), task.first_word, device=device)
     history = torch.empty((len(sentences), 1, 0), dtype=torch.long, device=device)  # [n, k, t]
     while sentences:

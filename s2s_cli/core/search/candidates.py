@@ -32,11 +32,13 @@ def survey(logits: Tensor) -> tuple[Tensor, Tensor]:
     for first in range(0, len(logits), SLICE):
         part = logits[first : first + SLICE]
         maxima.append(group_maxima(part))
-        # torch takes four times as long for exp as for exp2. A whole number is taken away from the
-        # exponents, which costs no accuracy.
-        shifts = (maxima[-1].amax(-1, keepdim=True) * LOG2_E).ceil_()
+        # torch takes four times as long for exp as for exp2. The exponents are rounded: to some
+        # 1e-7 of the largest logit.
+        best = maxima[-1].amax(-1, keepdim=True)
+        shifts = (best * LOG2_E).ceil_()
         sums = torch.add(-shifts, part, alpha=LOG2_E).exp2_().sum(-1, keepdim=True)
-        normalizers.append((sums.double().log2() + shifts) / LOG2_E)
+        # No word is likelier than certain.
+        normalizers.append(((sums.double().log2() + shifts) / LOG2_E).maximum(best.double()))
     return torch.cat(maxima), torch.cat(normalizers).squeeze(1)
 
 
@@ -63,7 +65,9 @@ def best_words(
     """
     sentences, width = scores.shape
     groups = maxima.shape[1]
-    ranked = (maxima + scores.view(-1, 1).to(maxima.dtype)).view(sentences, -1)
+    # Against a sentence's best row, so that what is small beside a long sentence's score counts.
+    against = (scores - scores.amax(1, keepdim=True)).view(-1, 1).to(maxima.dtype)
+    ranked = (maxima + against).view(sentences, -1)
     places = ranked.topk(min(count, ranked.shape[1]), -1, sorted=False).indices
     parents = places // groups  # [n, C]
     first = torch.arange(0, len(values), width, device=values.device)[:, None]
@@ -100,9 +104,8 @@ def _words_of_groups(values: Tensor, rows: Tensor, groups: Tensor) -> tuple[Tens
     rounds = values.shape[1] // STRIDE
     if rounds < 2:
         return values[rows, groups][:, None], groups[:, None]
-    words = groups[:, None] + STRIDE * torch.arange(rounds, device=values.device)
+    places = torch.arange(rounds, device=values.device)
+    groups = groups[:, None]
     alone = groups >= STRIDE
-    words[alone] = (groups[alone] + (rounds - 1) * STRIDE)[:, None]
-    found = values[rows[:, None], words]
-    found[alone, 1:] = NEVER
-    return found, words
+    words = torch.where(alone, groups + (rounds - 1) * STRIDE, groups + STRIDE * places)
+    return values[rows[:, None], words].masked_fill(alone & (places > 0), NEVER), words

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from s2s_cli.core.batches import by_length
+from s2s_cli.core.batches import LARGEST_BATCH, by_length
+from s2s_cli.core.errors import ModelError
 from s2s_cli.core.prepared import PackedText
 from s2s_cli.core.recipe.schema import Search
 from s2s_cli.core.search.beam import beam_search
@@ -71,7 +72,7 @@ def search_all(
         symbols = Symbols(len(shortlist), number[EOS], unknown)
         begun = [[number[word] for word in words] for words in begun]
     found: list[list[Hypothesis]] = [[] for _ in sources]
-    for places in by_length(sources, sentences_together(settings, n_best)):
+    for places in by_length(sources, sentences_together(settings, n_best), LARGEST_BATCH):
         batch = PackedText.pack([sources[place] for place in places])
         task = _task(settings, batch, [begun[place] for place in places], symbols, scorer.device)
         task = replace(task, wanted=replace(task.wanted, log_probabilities=log_probabilities))
@@ -88,6 +89,8 @@ def search_all(
             results = greedy_search(scorer, batch, task)
         else:
             results = beam_search(scorer, batch, task, beam_size=settings.beam_size, n_best=n_best)
+        if not all(results):
+            raise ModelError("the model's scores are not numbers: its weights are damaged")
         for place, result in zip(places, results, strict=True):
             found[place] = result
     if shortlist is None:

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from s2s_cli.core.prepared import PackedText
 from s2s_cli.core.recipe.schema import EnsembleMean
+from s2s_cli.core.search.candidates import survey
 from s2s_cli.core.search.scorers import Scorer
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """As `log_softmax` over the last dimension, [R, V]."""
+    return logits - survey(logits)[1][:, None].to(logits.dtype)
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Ensemble:
         after = EnsembleState(tuple(part for _, part in steps))
         match self._mean:
             case "probabilities":
-                scores = torch.stack([logits.log_softmax(-1) for logits, _ in steps])
+                scores = torch.stack([_log_probabilities(logits) for logits, _ in steps])
                 return scores.logsumexp(0) - math.log(len(steps)), after
             case "log-probabilities" | "logits":
                 return torch.stack([logits for logits, _ in steps]).mean(0), after

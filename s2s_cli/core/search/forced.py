@@ -10,8 +10,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from s2s_cli.core.batches import Indices
+from s2s_cli.core.batches import LARGEST_BATCH, Indices, by_length
 from s2s_cli.core.prepared import PackedText
+from s2s_cli.core.search.candidates import survey
 from s2s_cli.core.search.scorers import Scorer
 from s2s_cli.core.tokenizer import EOS
 
@@ -71,7 +72,7 @@ def _led(scorer: Scorer[Any], state: Any, targets: Sequence[Words], first_word: 
         if live < len(read):
             state = state.select(torch.arange(live, device=device))
         logits, state = scorer.step(read[:live], state)
-        told = logits.gather(1, wanted[:live, None])[:, 0] - logits.logsumexp(-1)
+        told = logits.gather(1, wanted[:live, None])[:, 0] - survey(logits)[1]
         gained[step, :live] = told
         read = wanted[:live]
     return gained
@@ -87,5 +88,6 @@ def _batches(
     order = numpy.lexsort(lengths).tolist()
     alone = int((lengths[1] < -longest).sum())
     yield from ([place] for place in order[:alone])
-    for start in range(alone, len(order), size):
-        yield order[start : start + size]
+    ordered = [sources[place] for place in order[alone:]]  # which sorting leaves as they are
+    for places in by_length(ordered, size, LARGEST_BATCH):
+        yield [order[alone + place] for place in places]

@@ -41,6 +41,7 @@ class Rules:
         self._forbidden = torch.tensor(forbidden, dtype=torch.long, device=device)
         self._ngram = ngram
         longest = max(map(len, prefixes), default=0)
+        self._longest = max(longest, *least)  # steps after which no length decides any more
         self._forced = torch.tensor(
             [[*words, *[FREE] * (longest - len(words))] for words in prefixes],
             dtype=torch.long,
@@ -58,11 +59,14 @@ class Rules:
             history: [R, t], what each row has said.
         """
         steps = history.shape[1]
+        over = steps >= self._longest
+        if over and not (len(self._forbidden) or self._ngram):
+            return logits
         found = logits.index_fill(1, self._forbidden, NEVER)
         if 0 < self._ngram <= steps:
             self._block_repeats(found, history)
         found[self._least[sentences] > steps, self._eos] = NEVER
-        stuck = (found == NEVER).all(-1)
+        stuck = found.amax(-1) == NEVER
         found[stuck, self._eos] = logits[stuck, self._eos]
         if steps < self._forced.shape[1]:
             forced = self._forced[sentences, steps]

@@ -74,6 +74,7 @@ class ModelScorer:
         precision = usable_precision(model.device, precision)
         self.model = packed(model, precision) if model.device.type == "cpu" else model
         self._whole = model
+        self._narrow: tuple[list[int], ModelScorer] | None = None  # the latest shortlist's
         self._reverse = reverse
         self._precision = precision
 
@@ -120,9 +121,11 @@ class ModelScorer:
         output = self._whole.decoder.output
         if self.device.type != "cpu" or isinstance(output, AdaptiveSoftmax):
             return Shortlisted(self, words, first_word)
-        narrow = copy.copy(self)
-        narrow.model = with_output(self.model, self._whole, self._precision, words)
-        return Shortlisted(narrow, words, first_word, all_logits=False)
+        if self._narrow is None or self._narrow[0] != list(words):  # packing takes its time
+            narrow = copy.copy(self)
+            narrow.model = with_output(self.model, self._whole, self._precision, words)
+            self._narrow = list(words), narrow
+        return Shortlisted(self._narrow[1], words, first_word, all_logits=False)
 
 
 class Shortlisted:

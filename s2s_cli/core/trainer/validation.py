@@ -59,6 +59,7 @@ def translations(
                 "sampling": None,
                 "word_scores": False,
                 "alignment": False,
+                "unk": "keep" if recipe.search.unk == "replace" else recipe.search.unk,
             }
         ),
         first_word=first_word(recipe),
