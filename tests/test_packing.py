@@ -288,6 +288,26 @@ def test_a_processor_without_ordered_bf16_multiplies_another_way() -> None:
     assert done.stdout.split()[2] == "8.0"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("rows", [1, 16, 17, 200, 513, 4100])
+def test_products_of_any_number_of_rows(rows: int, precision: str) -> None:
+    weight, bias, inputs = numbers(8, 16), numbers(1, 8)[0], numbers(rows, 16)
+    found = pack(weight, bias, precision)(inputs)
+    assert found.shape == (rows, 8)
+    torch.testing.assert_close(
+        found,
+        functional.linear(inputs, weight, bias),
+        rtol=0,
+        atol=1e-5 if precision == "fp32" else 0.1,
+    )
+
+
+def test_there_are_few_different_numbers_of_rows() -> None:
+    padded = {rows: len(products.in_steps(torch.ones(rows, 1))) for rows in range(1, 4097)}
+    assert len(set(padded.values())) == 16 + 31 + 56
+    assert all(0 <= size - rows < max(16, rows / 7) for rows, size in padded.items())
+
+
 def test_only_known_precisions() -> None:
     with pytest.raises(ValueError, match="fp64"):
         pack(numbers(2, 2), None, "fp64")

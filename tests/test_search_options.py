@@ -700,8 +700,14 @@ def test_a_shortlist_names_the_only_pieces(make: Make, tmp_path: Path) -> None:
     (tmp_path / "bad").write_text("sept\nseven\neight\nnine\nten\n", encoding="utf-8")
     with pytest.raises(DataError) as told:
         make(f"shortlist={tmp_path}/bad")
-    for part in ("bad", "4 lines", "'seven' (line 2)", "'nine' (line 4)", "..."):
+    for part in ("bad", "4 in all", "'seven' (line 2)", "'nine' (line 4)", "..."):
         assert part in str(told.value)
+    (tmp_path / "none").write_text("\n", encoding="utf-8")
+    with pytest.raises(DataError, match="names no piece"):
+        make(f"shortlist={tmp_path}/none")
+    (tmp_path / "none").write_text("\n", encoding="utf-8")
+    with pytest.raises(DataError, match="names no piece"):
+        make(f"shortlist={tmp_path}/none")
     assert "'ten'" not in str(told.value)
     with pytest.raises(DataError, match="nowhere"):
         make(f"shortlist={tmp_path}/nowhere")
@@ -853,3 +859,29 @@ def test_mistakes_of_use_are_told(run: Run, tmp_path: Path) -> None:
         assert said in err
     assert run(options=["--n-best", "4", "--format", "tsv"])[0] == 1
     assert run(options=["--set", "model.hidden=4"])[0] == 1
+
+
+def test_members_come_in_any_order(
+    attending: Path, run: Run, recipe_file: Path, prepared: Prepared, tmp_path: Path
+) -> None:
+    """What needs attention is there if any member has it."""
+    recipe = load(str(recipe_file))
+    sides = (prepared.source_tokenizer, prepared.target_tokenizer)
+    model = build(recipe.model, source_vocabulary=sides[0].size, target_vocabulary=sides[1].size)
+    plain = tmp_path / "plain.safetensors"
+    save_model(plain, model, recipe, sides, {"update": 0, "epoch": 0.0})
+    after = run("alignment=true", options=["-m", str(plain), "--format", "tsv"])
+    command = ["translate", "-m", str(plain), "-m", str(attending), "--format", "tsv"]
+    with pytest.raises(SystemExit) as ended:
+        app([*command, "--set", "search.alignment=true", "-i", str(tmp_path / "in")])
+    assert (ended.value.code, after[0]) == (0, 0)
+    with pytest.raises(SystemExit) as ended:
+        app([*command[:3], "--set", "search.alignment=true", "-i", str(tmp_path / "in")])
+    assert ended.value.code == 1
+
+
+def test_the_precision_is_told(run: Run) -> None:
+    for options, told in (([], None), (["--precision", "int8"], "int8")):
+        code, out, _ = run(options=["--format", "jsonl", *options])
+        assert code == 0
+        assert json.loads(out.split("\n")[0])["search"].get("precision") == told

@@ -26,6 +26,7 @@ def open_translator(
     from s2s_cli.core.checkpoint import find_model, load_model
     from s2s_cli.core.device import find_device, keep_memory, set_threads
     from s2s_cli.core.recipe import override
+    from s2s_cli.core.recipe.schema import AttentionDecoder
     from s2s_cli.core.translator import Translator
 
     place = find_device(device)
@@ -35,5 +36,10 @@ def open_translator(
     members = [load_model(path, place) for path in paths]
     if not models:
         terminal.note(f"model: {members[0].path}")
-    settings = override(members[0].recipe, changes, "search").search
+    # What needs attention makes sense where any member has it.
+    attends = [one for one in members if isinstance(one.recipe.model.decoder, AttentionDecoder)]
+    checked = (*attends, members[0])[0].recipe.model_copy(
+        update={"search": members[0].recipe.search}
+    )
+    settings = override(checked, changes, "search").search
     return Translator(members, settings, precision, terminal.warn)

@@ -8,6 +8,7 @@ inputs and outputs, and no row's result depends on the others.
 """
 
 import functools
+import math
 from typing import Protocol
 
 import torch
@@ -45,6 +46,19 @@ def pack(weight: Tensor, bias: Tensor | None, precision: str, *, states: bool = 
 # What oneDNN orders a matrix for. Another number of rows is about as fast.
 ROWS = 64
 LARGEST = 127  # of 8 bits
+# Up to so many rows, multiples of so many.
+STEPS = ((16, 1), (512, 16), (4096, 64), (math.inf, 512))
+
+
+def in_steps(rows: Tensor) -> Tensor:
+    """`rows` [R, n] and some of zeros behind them, so that there are few different numbers of rows.
+
+    oneDNN writes a program for each, which takes a millisecond or more, and keeps half a megabyte.
+    """
+    count = len(rows)
+    step = next(step for most, step in STEPS if count <= most)
+    missing = -count % step
+    return functional.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 class FloatProduct:
@@ -62,13 +76,12 @@ class FloatProduct:
     def __call__(self, inputs: Tensor) -> Tensor:
         """The product of `inputs`: [.., I] -> [.., O]"""
         inputs = inputs.to(self._kind)
-        found: Tensor
-        if self._ordered:
-            linear = torch.ops.mkldnn._linear_pointwise
-            found = linear(inputs.contiguous(), self._weight, self._bias, "none", [], "")
-        else:
-            found = functional.linear(inputs, self._weight, self._bias)
-        return found.float()
+        if not self._ordered:
+            return functional.linear(inputs, self._weight, self._bias).float()
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        linear = torch.ops.mkldnn._linear_pointwise
+        found: Tensor = linear(in_steps(flat), self._weight, self._bias, "none", [], "")
+        return found[: len(flat)].float().view(*inputs.shape[:-1], -1)
 
 
 @functools.cache
@@ -125,7 +138,7 @@ class IntegerProduct:
         # Half a level more: what follows is cut off.
         shifted = torch.add(self._middle, flat, alpha=levels)
         found: Tensor = torch.ops.onednn.qlinear_pointwise(
-            shifted.to(torch.uint8),
+            in_steps(shifted.to(torch.uint8)),
             1 / levels,
             levels,
             self._packed,
@@ -139,6 +152,7 @@ class IntegerProduct:
             [],
             "",
         )
+        found = found[: len(flat)]
         if scales is not None:
             found = found.mul_(scales).add_((1 - scales) * self._bias)  # which was scaled, too
         return found.view(*inputs.shape[:-1], -1)

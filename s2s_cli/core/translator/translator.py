@@ -73,6 +73,7 @@ class Translator:
                 )
         self._members = members
         self._warn = warn
+        self._precision = precision
         if usable_precision(first.model.device, precision) != precision:
             warn(NO_BF16)
         scorers = [
@@ -101,7 +102,7 @@ class Translator:
 
     @property
     def how(self) -> dict[str, Any]:
-        """What the result depends on: keys of `[search]` unlike their defaults, and the beam."""
+        """What the result depends on: keys of `[search]` unlike their defaults, beam, precision."""
         chosen = self.settings.model_dump(mode="json", exclude_defaults=True)
         for silent in ("batch_size", "ensemble", "word_scores", "alignment"):
             chosen.pop(silent, None)
@@ -110,6 +111,8 @@ class Translator:
         else:
             chosen.pop("beam_size", None)
             chosen["sampling"] = self.settings.sampling.model_dump(mode="json")
+        if self._precision != "fp32":
+            chosen["precision"] = self._precision
         if len(self._members) > 1:
             chosen |= {"models": len(self._members), "ensemble": self.settings.ensemble}
         return chosen
@@ -264,10 +267,12 @@ class Translator:
                 found.add(known[piece])
             elif piece:
                 strange.append(f"{piece!r} (line {number})")
+        if len(found) == 1 and not strange:
+            raise DataError(f"search.shortlist = {path} names no piece: nothing could be said")
         if strange:
             raise DataError(
-                f"search.shortlist = {path}: {len(strange):,} lines are no piece of the target "
-                f"vocabulary: {', '.join(strange[:3])}{', ...' if strange[3:] else ''}\n"
+                f"search.shortlist = {path}: no pieces of the target vocabulary, {len(strange):,} "
+                f"in all: {', '.join(strange[:3])}{', ...' if strange[3:] else ''}\n"
                 "pieces are as `s2s translate --format jsonl` shows them"
             )
         return sorted(found)

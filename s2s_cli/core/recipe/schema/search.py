@@ -103,7 +103,8 @@ class Search(Table):
     )
     batch_size: Count = Field(
         0,
-        description="Sentences that are searched together; 0: as many as have 1,024 hypotheses.",
+        description="Sentences that are searched together; 0: as many as have 1,024 hypotheses. "
+        "Fewer where sources are so long that padded they had more than 32,768 pieces.",
     )
 
     @property
