@@ -11,7 +11,7 @@ Unknown = Literal["keep", "forbid", "replace"]
 
 
 class Sampling(Table):
-    """Translations are drawn word by word, and not searched for."""
+    """Translations are drawn word by word, and not searched for; they come in the order of drawing."""
 
     temperature: float = Field(
         1.0, ge=0.001, le=1000, description="What logits are divided by; below 1 the likely gain."
@@ -73,7 +73,9 @@ class Search(Table):
         0, description="No N pieces in a row twice in a translation; 0: off."
     )
     prefix: str = Field(
-        "", description="What every translation begins with; a line's own prefix replaces it."
+        "",
+        description="What every translation begins with; a line's own prefix replaces it. White "
+        "space at its end does not count: its last word may go on.",
     )
     unk: Unknown = Field(
         "keep",
