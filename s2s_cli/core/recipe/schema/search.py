@@ -11,7 +11,7 @@ Unknown = Literal["keep", "forbid", "replace"]
 
 
 class Sampling(Table):
-    """Translations are drawn word by word, and not searched for; they come in the order of drawing."""
+    """Translations are drawn word by word, not searched for, and come in the order of drawing."""
 
     temperature: float = Field(
         1.0, ge=0.001, le=1000, description="What logits are divided by; below 1 the likely gain."
