@@ -18,6 +18,7 @@ import torch
 from s2s_cli.core.model import Seq2Seq, build
 from s2s_cli.core.prepared import Prepared, prepare
 from s2s_cli.core.recipe import Recipe, load
+from s2s_cli.core.tokenizer import Tokenizer
 
 torch.set_num_threads(1)
 
@@ -110,6 +111,17 @@ def write_lines(path: Path, lines: Sequence[str]) -> Path:
     """Writes a text file, a line each."""
     path.write_bytes("".join(f"{line}\n" for line in lines).encode())
     return path
+
+
+def wide_model(recipe: Recipe, tokenizers: tuple[Tokenizer, Tokenizer], seed: int) -> Seq2Seq:
+    """An untrained model whose weights are so wide that its words differ from line to line."""
+    torch.manual_seed(seed)
+    source, target = tokenizers
+    model = build(recipe.model, source_vocabulary=source.size, target_vocabulary=target.size)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-2.0, 2.0)
+    return model
 
 
 def place_in_pool(source: int, target: int) -> tuple[int, int]:

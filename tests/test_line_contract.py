@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import wide_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,6 @@ from s2s_cli.commands.translation_formats import FORMATS
 from s2s_cli.core.checkpoint import load_model, save_model
 from s2s_cli.core.corpus import LineGroups, read_lines
 from s2s_cli.core.errors import DataError
-from s2s_cli.core.model import build
 from s2s_cli.core.prepared import prepare
 from s2s_cli.core.recipe import load
 from s2s_cli.core.translator import Translation, Translator
@@ -100,15 +100,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> dict[
         recipe = load(str(recipe_file), made)
         corpus = prepare(recipe, folder / f"{kind}-corpus")
         tokenizers = corpus.source_tokenizer, corpus.target_tokenizer
-        torch.manual_seed(4)
-        model = build(
-            recipe.model,
-            source_vocabulary=tokenizers[0].size,
-            target_vocabulary=tokenizers[1].size,
-        )
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.uniform_(-2.0, 2.0)
+        model = wide_model(recipe, tokenizers, 4)
         found[kind] = folder / f"{kind}.safetensors"
         save_model(found[kind], model, recipe, tokenizers, {})
     return found

@@ -18,6 +18,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from conftest import wide_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -191,15 +192,7 @@ def models(
     folder = tmp_path_factory.mktemp("models")
     tokenizers = prepared.source_tokenizer, prepared.target_tokenizer
     for seed in (4, 5):
-        torch.manual_seed(seed)
-        model = build(
-            recipe.model,
-            source_vocabulary=tokenizers[0].size,
-            target_vocabulary=tokenizers[1].size,
-        )
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.uniform_(-2.0, 2.0)
+        model = wide_model(recipe, tokenizers, seed)
         save_model(folder / f"{seed}.safetensors", model, recipe, tokenizers, {})
     return sorted(folder.iterdir())
 

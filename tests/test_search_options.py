@@ -12,7 +12,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from conftest import LEXICON
+from conftest import LEXICON, wide_model
 from pydantic import TypeAdapter
 from test_search import START, Logits, TableScorer, TableState, log_probabilities, random_table
 from torch import Tensor
@@ -537,12 +537,9 @@ def attending(
 ) -> Path:
     """A model file that attends and says `<unk>` now and then; its weights are wide."""
     recipe = load(str(recipe_file), ATTENDING)
-    torch.manual_seed(11)
     source, target = prepared.source_tokenizer, prepared.target_tokenizer
-    model = build(recipe.model, source_vocabulary=source.size, target_vocabulary=target.size)
+    model = wide_model(recipe, (source, target), 11)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.uniform_(-2.0, 2.0)
         model.decoder.output.bias[UNKNOWN] += 4.0
     path = tmp_path_factory.mktemp("attending") / "attending.safetensors"
     save_model(path, model, recipe, (source, target), {"update": 1})

@@ -24,7 +24,7 @@ from s2s_cli.commands.terminal import Terminal
 if TYPE_CHECKING:
     from s2s_cli.commands.scoring_formats import Case
 
-# Lines scored together, at first and at most: as for `s2s translate`.
+# Lines scored together, at first, so that a reader need not wait, and at most.
 FIRST_GROUP, LARGEST_GROUP = 128, 4096
 
 

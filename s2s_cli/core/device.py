@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from s2s_cli.core.errors import DeviceError
-from s2s_cli.core.model.products import multiplies_integers
+from s2s_cli.core.model.products import capabilities, multiplies_integers
 
 
 def find_device(name: str) -> torch.device:
@@ -115,12 +115,10 @@ def accelerate(device: torch.device, precision: str) -> list[str]:
 
 def _has_bf16_products() -> bool:
     """Whether an x86 CPU multiplies bf16; True where torch cannot tell."""
-    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.11
+    told = capabilities()
+    if told.get("architecture") != "x86_64":
         return True
-    capabilities = torch.cpu.get_capabilities()
-    if capabilities.get("architecture") != "x86_64":
-        return True
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return bool(told.get("avx512_bf16") or told.get("amx_bf16"))
 
 
 def _round_to_tf32(allowed: bool) -> None:

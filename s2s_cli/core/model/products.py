@@ -9,7 +9,8 @@ inputs and outputs, and no row's result depends on the others.
 
 import functools
 import math
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -120,8 +121,7 @@ class IntegerProduct:
         integers = (weight / self._scales[:, None]).round().to(torch.int8)
         self._packed = torch.ops.onednn.qlinear_prepack(integers, [ROWS, weight.shape[1]])
         # Older processors add two products of 8 bits in 16, where 254 * 127 * 2 finds no place.
-        told = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        self._levels = LARGEST if told.get("avx512_vnni") else LARGEST // 2
+        self._levels = LARGEST if capabilities().get("avx512_vnni") else LARGEST // 2
         self._middle = torch.tensor(self._levels + 0.5)
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -156,6 +156,13 @@ class IntegerProduct:
         if scales is not None:
             found = found.mul_(scales).add_((1 - scales) * self._bias)  # which was scaled, too
         return found.view(*inputs.shape[:-1], -1)
+
+
+def capabilities() -> Mapping[str, Any]:
+    """What torch tells of the processor; nothing before torch 2.11."""
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return {}
+    return torch.cpu.get_capabilities()
 
 
 @functools.cache

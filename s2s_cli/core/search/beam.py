@@ -54,9 +54,8 @@ def beam_search(
     caps = torch.tensor(
         [task.ranking.divisor(limit + 1) for limit in task.max_lengths], dtype=wide
     ).to(device)
-    goals = torch.full(
-        (len(sentences),), NEVER, dtype=wide, device=device
-    )  # n-th best finished score so far
+    # The n-th best finished score so far.
+    goals = torch.full((len(sentences),), NEVER, dtype=wide, device=device)
     # [n, k], one hypothesis at first.
     scores = torch.zeros((len(sentences), 1), dtype=wide, device=device)
     words = torch.full((len(sentences), 1), task.first_word, device=device)

@@ -17,8 +17,6 @@ from s2s_cli.core.search.rules import NEVER
 # Words of a group lie so far apart: the maxima of so many groups are taken side by side. Words
 # beyond the last whole round are groups of their own.
 STRIDE = 128
-
-
 # Rows that are looked at together on a CPU: a few MB, which stay in its cache.
 SLICE = 128
 LOG2_E = math.log2(math.e)

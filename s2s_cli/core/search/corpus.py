@@ -74,8 +74,14 @@ def search_all(
     found: list[list[Hypothesis]] = [[] for _ in sources]
     for places in by_length(sources, sentences_together(settings, n_best), LARGEST_BATCH):
         batch = PackedText.pack([sources[place] for place in places])
-        task = _task(settings, batch, [begun[place] for place in places], symbols, scorer.device)
-        task = replace(task, wanted=replace(task.wanted, log_probabilities=log_probabilities))
+        task = _task(
+            settings,
+            batch,
+            [begun[place] for place in places],
+            symbols,
+            scorer.device,
+            log_probabilities=log_probabilities or settings.word_scores,
+        )
         if settings.sampling is not None:
             results = sample_search(
                 scorer,
@@ -113,6 +119,8 @@ def _task(
     prefixes: Sequence[Words],
     symbols: Symbols,
     device: torch.device,
+    *,
+    log_probabilities: bool,
 ) -> Task:
     """What is looked for in a batch."""
     lengths = sources.lengths.tolist()
@@ -145,6 +153,7 @@ def _task(
         ),
         rules=rules,
         wanted=Wanted(
+            log_probabilities=log_probabilities,
             word_scores=settings.word_scores,
             attention=settings.alignment or settings.unk == "replace",
             coverage=settings.coverage_penalty > 0,

@@ -16,12 +16,13 @@ from s2s_cli.core.search.ranking import Hypothesis
 from s2s_cli.core.search.scorers import Scorer
 from s2s_cli.core.search.task import Task
 
-# From logits [R, V], blocked words at -inf, the rows' numbers [R] and t: a word a row, [R].
-Choice = Callable[[Tensor, Tensor, int], Tensor]
+# From logits [R, V], blocked words at -inf, the maxima of their groups, the rows' numbers [R] and
+# t: a word a row, [R].
+Choice = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
-def _likeliest(values: Tensor, _rows: Tensor, _step: int) -> Tensor:
-    return likeliest(values, group_maxima(values))
+def _likeliest(values: Tensor, maxima: Tensor, _rows: Tensor, _step: int) -> Tensor:
+    return likeliest(values, maxima)
 
 
 @torch.inference_mode()
@@ -60,15 +61,18 @@ def greedy_search(
     finished: list[tuple[int, Hypothesis]] = []
     while len(rows):
         logits, state = scorer.step(words, state)
-        normalizers = nothing[: len(rows)]
-        if task.wanted.log_probabilities or task.wanted.word_scores:
-            _, normalizers = survey(logits)
+        if task.wanted.log_probabilities:
+            maxima, normalizers = survey(logits)
+        else:
+            maxima, normalizers = group_maxima(logits), nothing[: len(rows)]
         notes.read(logits, normalizers, state)
         steps = history.shape[1]
         allowed = logits
         if rules is not None:
             allowed = rules.allowed(logits, (rows // copies).to(device), history.to(device))
-        words = choose(allowed, rows, steps)
+        if allowed is not logits:
+            maxima = group_maxima(allowed)
+        words = choose(allowed, maxima, rows, steps)
         words[(limits <= steps).to(device)] = eos
         totals += (logits.gather(1, words[:, None])[:, 0] - normalizers).cpu()
         chosen = words.cpu()

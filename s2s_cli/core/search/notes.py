@@ -21,7 +21,7 @@ LEAST_ATTENTION = 1e-6
 class Wanted:
     """What is to be written down.
 
-    log_probabilities: False where a search that can do without them may.
+    log_probabilities: False where a search that can do without them may; word scores need them.
     """
 
     log_probabilities: bool = True

@@ -43,7 +43,7 @@ def sample_search(
     ]
     chances = torch.from_numpy(numpy.stack(draws))  # [R, longest]
 
-    def choose(logits: Tensor, rows: Tensor, step: int) -> Tensor:
+    def choose(logits: Tensor, _maxima: Tensor, rows: Tensor, step: int) -> Tensor:
         kept = likely(logits / settings.temperature, settings.top_k, settings.top_p)
         return drawn(kept, chances[rows, step].to(logits.device))
 

@@ -101,7 +101,8 @@ class Learner:
         if self._plain:
             rows = "" if self._tables else "frozen, or tied and used elsewhere"
             clipping = "" if self._settings.clip else "there is none"
-        names = [name for name, each in self.model.named_parameters() if _is_in(each, self._tables)]
+        tables = {id(table) for table in self._tables}
+        names = [name for name, each in self.model.named_parameters() if id(each) in tables]
         lines = [
             _told("gradients of word vectors by rows", ", ".join(names), rows),
             _told("clipping within the learning rate", "", clipping),
@@ -198,10 +199,6 @@ def _obstacle(spec: Optimizer, scaled: bool) -> str:
         return f"not with {spec.kind}"
     keys = {"momentum": spec.momentum, "weight_decay": spec.weight_decay, "fp16": scaled}
     return next((f"not with {key}" for key, there in keys.items() if there), "")
-
-
-def _is_in(tensor: Tensor, others: Sequence[Tensor]) -> bool:
-    return any(tensor is other for other in others)
 
 
 def _told(technique: str, where: str, reason: str) -> str:
